@@ -1,0 +1,161 @@
+"""The ranks of a run. The only file that calls torch.distributed.
+
+The gradient's scale lives here and in `training/step.py` alone. Let L = sum over ranks of L_r, where each rank's loss L_r is
+its share of the mean over the global batch (see `LossOutput`). `gather_rows` is an all-gather whose backward adds the
+gradients of all ranks, so after `L_r.backward()` each rank holds dL/d(its own embeddings), exactly. The parameter gradient of
+the whole batch is then the *sum* over ranks of what each rank sends through its encoder; data-parallel wrappers take the
+mean, so the step multiplies by the number of ranks once (`step.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from embedtrain.types import Embeddings, Relation
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process among all; the launcher's word counts before the process group exists."""
+    return dist.get_rank() if is_distributed() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def shutdown() -> None:
+    """Leave the process group, so that the launcher sees a clean end."""
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's value on every rank."""
+    if not is_distributed():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank. For small things: names, counts, metrics."""
+    if not is_distributed():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over ranks, detached, in a new tensor."""
+    value = value.detach().clone()
+    if is_distributed():
+        dist.all_reduce(value)
+    return value
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """True on every rank when it is true on one: for stop signals and failures that all must see at the same step."""
+    if not is_distributed():
+        return flag
+    value = torch.tensor(int(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows of all ranks, rank by rank: [counts[rank], ...] -> [sum(counts), ...], with gradient.
+
+    `counts` are the rows of each rank (they may differ). Backward: the gradients that all ranks have for this rank's rows,
+    added up.
+    """
+    if not is_distributed():
+        return rows
+    return _GatherRows.apply(rows, tuple(counts))
+
+
+def gather_plain(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """`gather_rows` without gradient, for ids and flags."""
+    if not is_distributed():
+        return rows
+    return _all_gather(rows.detach(), tuple(counts))
+
+
+def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+    # Collectives want equal shapes: rows are filled up to the longest rank and the filler is cut off again.
+    longest = max(counts)
+    kind = rows.dtype
+    rows = rows.to(torch.uint8) if kind == torch.bool else rows
+    filled = rows.new_zeros((longest, *rows.shape[1:]))
+    filled[: rows.shape[0]] = rows
+    parts = [torch.empty_like(filled) for _ in counts]
+    dist.all_gather(parts, filled)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(kind)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.start = sum(counts[: dist.get_rank()])
+        ctx.count = counts[dist.get_rank()]
+        return _all_gather(rows, counts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.start : ctx.start + ctx.count], None
+
+
+def gather_embeddings(embeddings: Embeddings, counts: Sequence[int]) -> Embeddings:
+    return Embeddings(gather_rows(embeddings.values, counts), embeddings.normalized)
+
+
+def gather_relation(relation: Relation) -> tuple[Relation, list[int], list[int]]:
+    """The relation of all ranks' queries and documents, and how many of each every rank brought.
+
+    Rank r's `owner` points into its own queries; after the gather it points into everyone's.
+    """
+    sizes = gather_objects((relation.num_queries, relation.num_documents, relation.known_ids.numel()))
+    queries, documents, known = ([s[i] for s in sizes] for i in range(3))
+    if not is_distributed():
+        return relation, queries, documents
+    first_query = sum(queries[: rank()])
+    first_known = sum(known[: rank()])
+    offsets = gather_plain(relation.known_offsets[:-1] + first_known, queries)
+    with_scores = all(gather_objects(relation.scores is not None))
+    return (
+        Relation(
+            query_ids=gather_plain(relation.query_ids, queries),
+            document_ids=gather_plain(relation.document_ids, documents),
+            owner=gather_plain(relation.owner + first_query, documents),
+            is_positive=gather_plain(relation.is_positive, documents),
+            known_ids=gather_plain(relation.known_ids, known),
+            known_offsets=torch.cat([offsets, offsets.new_tensor([sum(known)])]),
+            scores=gather_plain(relation.scores, documents) if with_scores and relation.scores is not None else None,
+        ),
+        queries,
+        documents,
+    )

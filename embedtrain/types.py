@@ -1,0 +1,235 @@
+"""The records and protocols of a run. Read this first.
+
+Shape letters, used everywhere:
+
+    N texts   S tokens in all   T longest text   H hidden   E embedding   V vocabulary
+    Q queries   D documents   K hard negatives per query   P positive pairs   W ranks
+
+The way of the data:
+
+    TrainingExample  --collate-->  TokenBatch  --Encoder, gather-->  EmbeddingBatch  --Loss-->  LossOutput
+
+Two decisions shape these records. Texts are ragged: tokens are flat ids plus offsets, so there is no padding side, no pad
+id and no mask to get wrong. And what a (query, document) pair *is* (positive, negative, hard negative, ignored) is
+held once, as ids, in a `Relation`; a loss asks it and never guesses from positions or similarities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import xxhash
+from torch import Tensor
+
+Role = Literal["query", "document"]
+
+
+def text_id(text: str) -> int:
+    """The identity of a text: 63 bits of xxh3, so that equal texts are equal on every rank and in every run.
+
+    At 10 million distinct texts the chance that any two collide is about 5e-6.
+    """
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) >> 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingExample:
+    """One row of data: the canonical form of every file format."""
+
+    query: str
+    positives: tuple[str, ...]  # at least one
+    negatives: tuple[str, ...] = ()  # hard negatives: mined or supplied for this query
+    scores: tuple[float, ...] | None = None  # a teacher's, aligned with positives + negatives
+    instruction: str | None = None  # the task, where the row brings its own
+    source: str = ""  # name of the source in the mixture
+    row: str = ""  # where it came from, for messages: "pairs.jsonl:17"
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedTokens:
+    """N texts as one flat run of token ids. Text n owns `ids[offsets[n]:offsets[n + 1]]`; no text is empty.
+
+    `spans[n]` is the flat range of the tokens that pooling may read; it leaves out the instruction where that is asked.
+    `offsets` and `spans` always stay on the CPU, since shapes are made from them; `ids` travels to the device.
+    """
+
+    ids: Tensor  # [S] int64
+    offsets: Tensor  # [N + 1] int64, CPU
+    spans: Tensor  # [N, 2] int64, CPU
+
+    @classmethod
+    def from_lists(cls, texts: Sequence[Sequence[int]], skip: Sequence[int] | None = None) -> RaggedTokens:
+        """`texts`: the token ids of each text. `skip`: leading tokens of each that pooling leaves out (default none)."""
+        lengths = torch.tensor([len(t) for t in texts], dtype=torch.int64)
+        offsets = torch.zeros(len(texts) + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        ids = torch.tensor([i for t in texts for i in t], dtype=torch.int64)
+        spans = torch.stack([offsets[:-1], offsets[1:]], dim=1)
+        if skip is not None:
+            spans[:, 0] += torch.tensor(list(skip), dtype=torch.int64)
+        return cls(ids, offsets, spans)
+
+    def __len__(self) -> int:
+        return self.offsets.numel() - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, [N]."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    def to(self, device: torch.device | str) -> RaggedTokens:
+        return replace(self, ids=self.ids.to(device, non_blocking=True))
+
+    def select(self, index: Tensor) -> RaggedTokens:
+        """The texts at `index` [M], in that order, as a new run."""
+        index = index.cpu()
+        lengths = self.lengths[index]
+        offsets = torch.zeros(index.numel() + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        shift = self.offsets[index] - offsets[:-1]  # old flat position = new flat position + shift
+        flat = torch.arange(int(offsets[-1])) + torch.repeat_interleave(shift, lengths)
+        return RaggedTokens(self.ids[flat.to(self.ids.device)], offsets, self.spans[index] - shift[:, None])
+
+    @staticmethod
+    def cat(parts: Sequence[RaggedTokens]) -> RaggedTokens:
+        """All texts of `parts`, one after the other."""
+        starts = [0]
+        for part in parts:
+            starts.append(starts[-1] + part.num_tokens)
+        return RaggedTokens(
+            torch.cat([part.ids for part in parts]),
+            torch.cat(
+                [torch.zeros(1, dtype=torch.int64)] + [p.offsets[1:] + s for p, s in zip(parts, starts, strict=False)]
+            ),
+            torch.cat([p.spans + s for p, s in zip(parts, starts, strict=False)]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What each (query, document) pair is, held as ids and never as a Q x D matrix.
+
+    Document d was brought into the batch by query `owner[d]`, as a positive or as a hard negative. `known` lists, for
+    each query, the ids of *all* documents known to answer it, also those that are not in this batch. From these:
+
+        positive        owner[d] == q and is_positive[d]
+        ignore          not that, yet document_ids[d] is among the known positives of q, or was brought as a positive by
+                        a query with the same text: the same answer seen again, on this rank or another one
+        hard negative   owner[d] == q and not is_positive[d], and not ignored
+        negative        every other pair (in-batch and cross-device)
+
+    Ids come from the data (`text_id`) and travel with the gather. Similarity is never used to find duplicates: under
+    dropout equal texts have unequal embeddings.
+    """
+
+    query_ids: Tensor  # [Q] int64
+    document_ids: Tensor  # [D] int64
+    owner: Tensor  # [D] int64, row of the query that brought the document
+    is_positive: Tensor  # [D] bool
+    known_ids: Tensor  # [P'] int64, ids of known positives, query by query
+    known_offsets: Tensor  # [Q + 1] int64
+    scores: Tensor | None = None  # [D] fp32, a teacher's score of (owner[d], d)
+
+    @property
+    def num_queries(self) -> int:
+        return self.query_ids.numel()
+
+    @property
+    def num_documents(self) -> int:
+        return self.document_ids.numel()
+
+    def to(self, device: torch.device | str) -> Relation:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return Relation(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in fields.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """collate -> step: what one rank encodes for one (micro-)batch."""
+
+    queries: RaggedTokens
+    documents: (
+        RaggedTokens  # query-major: the documents of query 0 (positives first, then hard negatives), of query 1, ...
+    )
+    relation: Relation  # of these queries and documents alone
+    share: float = 1.0  # this micro-batch's part of the queries of its step, all ranks counted; weights its loss
+    num_truncated: int = 0  # texts cut at the maximum length
+    rows: tuple[str, ...] = ()  # where each query came from
+    sources: tuple[str, ...] = ()  # source of each query
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One dense vector per text. Truncation normalises again, as a user of the short vector would."""
+
+    values: Tensor  # [N, E]
+    normalized: bool = True
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.values.shape[-1]
+
+    def truncate(self, dim: int) -> Embeddings:
+        """The first `dim` of each vector (Matryoshka), back on the unit sphere where the full vector was."""
+        if dim == self.dim:
+            return self
+        values = self.values[..., :dim]
+        return Embeddings(torch.nn.functional.normalize(values, dim=-1) if self.normalized else values, self.normalized)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingBatch:
+    """step -> loss. Rows are this rank's queries; columns are everything that all ranks brought, rank by rank."""
+
+    queries: Embeddings  # [Q, E], all ranks
+    documents: Embeddings  # [D, E], all ranks
+    relation: Relation  # of all of them
+    rows: slice = field(default_factory=lambda: slice(None))  # this rank's queries among `queries`
+
+    def truncate(self, dim: int) -> EmbeddingBatch:
+        return replace(self, queries=self.queries.truncate(dim), documents=self.documents.truncate(dim))
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """loss -> step. Every number is this rank's *share*: added over ranks it is the value of the whole batch.
+
+    A mean over queries is therefore (sum over this rank's rows) / (queries of all ranks). The step adds the shares up
+    for the log and owns the scale of the gradient; no loss multiplies by the number of ranks.
+    """
+
+    loss: Tensor  # scalar
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # detached scalars
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Ragged tokens -> hidden states [S, H]. What happens inside (varlen attention, padding) never shows outside."""
+
+    hidden_size: int
+
+    def __call__(self, tokens: RaggedTokens) -> Tensor: ...
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """Hidden states [S, H] of N texts -> one vector each, [N, H']."""
+
+    def __call__(self, hidden: Tensor, tokens: RaggedTokens) -> Tensor: ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """Embeddings and their relation -> a scalar. Knows no model, no ranks and no log."""
+
+    def __call__(self, batch: EmbeddingBatch) -> LossOutput: ...

@@ -1,16 +1,20 @@
 """The ranks of a run. The only file that calls torch.distributed.
 
-The gradient's scale lives here and in `training/step.py` alone. Let L = sum over ranks of L_r, where each rank's loss L_r is
-its share of the mean over the global batch (see `LossOutput`). `gather_rows` is an all-gather whose backward adds the
-gradients of all ranks, so after `L_r.backward()` each rank holds dL/d(its own embeddings), exactly. The parameter gradient of
-the whole batch is then the *sum* over ranks of what each rank sends through its encoder; data-parallel wrappers take the
-mean, so the step multiplies by the number of ranks once (`step.py`).
+The scale of the gradient lives here, and it is one sentence: *everything is a share, and shares are summed*. Each
+rank's loss L_r is its share of the mean over the global batch (see `LossOutput`), L = sum of L_r. `gather_rows` is an
+all-gather whose backward adds up what all ranks want of this rank's embeddings, so each rank holds dL/d(its own
+embeddings), exactly; what it then sends through its encoder is its share of dL/d(parameters), and `sum_gradients` adds
+those. No factor of the number of ranks appears anywhere, so none can be forgotten or applied twice.
+
+`sum_gradients` runs once per step, after the last chunk. A data-parallel wrapper would overlap it with the backward of
+that one chunk only (chunks accumulate into the same gradients), and would bring its own rules about unused parameters,
+repeated forwards and checkpointing. Sharded parameters (FSDP2, ZeRO) get their door here: another `sum_gradients`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -85,11 +89,49 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(value.item())
 
 
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], *, bucket_bytes: int = 64 * 2**20) -> None:
+    """Replace each gradient by its sum over ranks, in flat buckets of one dtype (one collective per bucket).
+
+    A parameter without a gradient on this rank takes part with zeros, since another rank may have one.
+    """
+    if not is_distributed():
+        return
+    bucket: list[Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        grad = parameter.grad
+        if bucket and (size + grad.nbytes > bucket_bytes or grad.dtype != bucket[0].dtype):
+            _sum_bucket(bucket)
+            bucket, size = [], 0
+        bucket.append(grad)
+        size += grad.nbytes
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(bucket: list[Tensor]) -> None:
+    flat = torch.cat([grad.reshape(-1) for grad in bucket])
+    dist.all_reduce(flat)
+    for grad, part in zip(bucket, flat.split([grad.numel() for grad in bucket]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Rank 0's values in every rank's tensors, in place: all ranks start from the same weights."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all ranks, rank by rank: [counts[rank], ...] -> [sum(counts), ...], with gradient.
 
-    `counts` are the rows of each rank (they may differ). Backward: the gradients that all ranks have for this rank's rows,
-    added up.
+    `counts` are the rows of each rank (they may differ). Backward: the gradients that all ranks have for this rank's
+    rows, added up.
     """
     if not is_distributed():
         return rows

@@ -9,9 +9,9 @@ The way of the data:
 
     TrainingExample  --collate-->  TokenBatch  --Encoder, gather-->  EmbeddingBatch  --Loss-->  LossOutput
 
-Two decisions shape these records. Texts are ragged: tokens are flat ids plus offsets, so there is no padding side, no pad
-id and no mask to get wrong. And what a (query, document) pair *is* (positive, negative, hard negative, ignored) is
-held once, as ids, in a `Relation`; a loss asks it and never guesses from positions or similarities.
+Two decisions shape these records. Texts are ragged: tokens are flat ids plus offsets, so there is no padding side, no
+pad id and no mask to get wrong. And what a (query, document) pair *is* (positive, negative, hard negative, ignored) is held
+once, as ids, in a `Relation`; a loss asks it and never guesses from positions or similarities.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RaggedTokens:
 
     @classmethod
     def from_lists(cls, texts: Sequence[Sequence[int]], skip: Sequence[int] | None = None) -> RaggedTokens:
-        """`texts`: the token ids of each text. `skip`: leading tokens of each that pooling leaves out (default none)."""
+        """`texts`: token ids of each text. `skip`: leading tokens of each that pooling leaves out (default none)."""
         lengths = torch.tensor([len(t) for t in texts], dtype=torch.int64)
         offsets = torch.zeros(len(texts) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
@@ -204,8 +204,8 @@ class EmbeddingBatch:
 class LossOutput:
     """loss -> step. Every number is this rank's *share*: added over ranks it is the value of the whole batch.
 
-    A mean over queries is therefore (sum over this rank's rows) / (queries of all ranks). The step adds the shares up
-    for the log and owns the scale of the gradient; no loss multiplies by the number of ranks.
+    A mean over queries is therefore (sum over this rank's rows) / (queries of all ranks). The step adds the shares up;
+    no loss multiplies by the number of ranks.
     """
 
     loss: Tensor  # scalar

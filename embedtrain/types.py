@@ -10,8 +10,8 @@ The way of the data:
     TrainingExample  --collate-->  TokenBatch  --Encoder, gather-->  EmbeddingBatch  --Loss-->  LossOutput
 
 Two decisions shape these records. Texts are ragged: tokens are flat ids plus offsets, so there is no padding side, no
-pad id and no mask to get wrong. And what a (query, document) pair *is* (positive, negative, hard negative, ignored) is held
-once, as ids, in a `Relation`; a loss asks it and never guesses from positions or similarities.
+pad id and no mask to get wrong. And what a (query, document) pair *is* (positive, negative, hard negative, ignored) is
+held once, as ids, in a `Relation`; a loss asks it and never guesses from positions or similarities.
 """
 
 from __future__ import annotations

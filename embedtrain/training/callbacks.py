@@ -1,0 +1,127 @@
+"""What happens between steps: evaluate, stop early, save. Each has a state that travels with the checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors.torch import load_file, save_file
+
+from embedtrain import distributed
+from embedtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from embedtrain.evaluation.result import EvaluationResult
+    from embedtrain.training.trainer import Trainer
+
+log = logging.getLogger("embedtrain")
+
+
+class Callback(Protocol):
+    """Called on every rank, in the same order, after each update (`step` = updates made) and once at the end."""
+
+    def on_step(self, trainer: Trainer, step: int) -> None: ...
+
+    def on_end(self, trainer: Trainer, step: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Evaluate:
+    """Run the evaluators every `every` steps, keep the best weights, stop when they get no better.
+
+    Args:
+        evaluate: runs all evaluators on all ranks and returns their results.
+        every: steps between evaluations.
+        primary: "name/metric" that says which weights are best (higher is better).
+        patience: evaluations without a new best before the run stops; null never stops.
+        best_path: where rank 0 keeps the best trainable weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        evaluate: Callable[[], Sequence[EvaluationResult]],
+        every: int,
+        primary: str,
+        patience: int | None,
+        best_path: Path,
+    ) -> None:
+        self.evaluate = evaluate
+        self.every = every
+        self.primary = primary
+        self.patience = patience
+        self.best_path = best_path
+        self.best: float | None = None
+        self.best_step = 0
+        self.since_best = 0
+        self._last = -1
+
+    def on_step(self, trainer: Trainer, step: int) -> None:
+        if step % self.every == 0:
+            self._run(trainer, step)
+
+    def on_end(self, trainer: Trainer, step: int) -> None:
+        """The last weights take part in the choice of the best; then the best are put back."""
+        if self._last != step:
+            self._run(trainer, step)
+        if self.best_step != step:
+            weights = load_file(self.best_path)
+            for name, parameter in trainer.named:
+                parameter.data.copy_(weights[name])
+            log.info(
+                "the best weights are those of step %d (%s %.4f): restored", self.best_step, self.primary, self.best
+            )
+
+    def _run(self, trainer: Trainer, step: int) -> None:
+        self._last = step
+        values = {f"eval/{r.name}/{metric}": value for r in self.evaluate() for metric, value in r.metrics.items()}
+        trainer.report(step, values)
+        try:
+            score = values[f"eval/{self.primary}"]
+        except KeyError:
+            known = ", ".join(sorted(name.removeprefix("eval/") for name in values))
+            raise ConfigError(f"evaluation.primary: there is no {self.primary!r}. Measured are: {known}") from None
+        if self.best is None or score > self.best:
+            self.best, self.best_step, self.since_best = score, step, 0
+            if distributed.is_main():
+                partial = self.best_path.with_suffix(".partial")
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                save_file({name: p.detach().cpu().contiguous() for name, p in trainer.named}, partial)
+                partial.replace(self.best_path)
+            distributed.barrier()
+            return
+        self.since_best += 1
+        if self.patience is not None and self.since_best >= self.patience:
+            trainer.stop(f"{self.primary} has not improved for {self.since_best} evaluations (best {self.best:.4f})")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "since_best": self.since_best, "last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.since_best, self._last = state["since_best"], state["last"]
+
+
+class Save:
+    """A checkpoint every `every` steps (null: only when the run is told to stop, and at the end)."""
+
+    def __init__(self, *, every: int | None) -> None:
+        self.every = every
+
+    def on_step(self, trainer: Trainer, step: int) -> None:
+        if self.every and step % self.every == 0:
+            trainer.save(step)
+
+    def on_end(self, trainer: Trainer, step: int) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

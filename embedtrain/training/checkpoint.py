@@ -1,0 +1,197 @@
+"""Checkpoints: all that a run needs to go on exactly, or nothing.
+
+    checkpoints/step_00000040/
+        model.safetensors       trainable weights of encoder and loss (a frozen base is not copied; it is loaded by name)
+        optimizer.safetensors   AdamW's state, by parameter name
+        state.json              step, best metric, callbacks, data fingerprint, the resolved config's digest
+        manifest.json           size and hash of each file; written last
+
+No random state is stored: batches and dropout are functions of (seed, step, ...). Nothing is pickled. A checkpoint is written
+beside its final place, flushed, and then renamed, so a crash or a full disk leaves the earlier ones untouched and
+never half a new one under a good name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from embedtrain.errors import CheckpointError
+
+log = logging.getLogger("embedtrain")
+
+_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass
+class Checkpoint:
+    """One complete, verified checkpoint on disk."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    named: Iterable[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write `folder/step_XXXXXXXX`, then drop all but the newest `keep`. Call on rank 0 only.
+
+    Raises CheckpointError when it cannot be written; earlier checkpoints are untouched.
+    """
+    target = folder / f"step_{state['step']:08d}"
+    partial = target.with_suffix(".partial")
+    named = list(named)
+    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in named}
+    moments = _optimizer_tensors(named, optimizer)
+    needed = sum(t.nbytes for t in weights.values()) + sum(t.nbytes for t in moments.values())
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(weights, partial / "model.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
+        _write_json(partial / "state.json", state)
+        _write_json(partial / "manifest.json", {name: _fingerprint(partial / name) for name in _FILES})
+        _flush(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or free < needed or "No space" in str(error)
+        why = f"the disk is full: {_gb(needed)} needed, {_gb(free)} free" if full else f"{error}"
+        have = [path.name for path in _candidates(folder)]
+        raise CheckpointError(
+            f"checkpoint {target} could not be written: {why}. Intact checkpoints: {', '.join(have) or 'none'}. Free some space "
+            "(or lower training.keep_checkpoints, or move run.dir) and start the same command again; it resumes."
+        ) from error
+    for old in _candidates(folder)[:-keep] if keep > 0 else []:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole. Damaged ones are named in the log and passed over, never used in part.
+
+    Raises CheckpointError when there are checkpoints and none of them is whole.
+    """
+    candidates = _candidates(folder)
+    damaged = []
+    for path in reversed(candidates):
+        problem = _problem(path)
+        if problem is None:
+            return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8")))
+        damaged.append(f"{path.name}: {problem}")
+        log.warning("checkpoint %s is damaged (%s): trying the one before", path, problem)
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: no checkpoint is whole ({'; '.join(damaged)}). Restore one from a copy, or start again in a new "
+            "directory with run.name=<other> (run.resume=never refuses to touch this one)."
+        )
+    return None
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, *, named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> None:
+    """Weights and optimizer state of `checkpoint`, bit for bit, into the live objects.
+
+    Raises CheckpointError when its tensors are not those of this model.
+    """
+    named = list(named)
+    weights = load_file(checkpoint.path / "model.safetensors")
+    expected = {name: tuple(parameter.shape) for name, parameter in named}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        wrong = sorted(set(expected.items()) ^ set(found.items()))[:3]
+        raise CheckpointError(
+            f"{checkpoint.path}: its {len(found)} tensors are not the {len(expected)} trainable parameters of this model "
+            f"(first differences: {wrong}). Resume with the backbone, LoRA and pooling it was trained with."
+        )
+    with torch.no_grad():
+        for name, parameter in named:
+            parameter.copy_(weights[name])
+    moments = load_file(checkpoint.path / "optimizer.safetensors")
+    for name, parameter in named:
+        entry: dict[str, Tensor] = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = moments.get(f"{name}/{key}")
+            if value is not None:
+                entry[key] = value.to(parameter.device)
+        if entry:
+            optimizer.state[parameter] = entry
+
+
+def _optimizer_tensors(named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in named
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _candidates(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".partial")
+
+
+def _problem(path: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "manifest.json is missing or cut short"
+    for name in _FILES:
+        if not (path / name).exists():
+            return f"{name} is missing"
+        expected, found = manifest.get(name), _fingerprint(path / name)
+        if expected != found:
+            size = (expected or {}).get("bytes")
+            return f"{name} is not as it was written ({found['bytes']} bytes, {size} expected)"
+    return None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(folder: Path) -> None:
+    """Make sure the bytes are on the disk before the rename says that they are."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

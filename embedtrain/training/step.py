@@ -1,0 +1,208 @@
+"""One step: token batches -> gradients. Plain training and GradCache are the same six lines of algebra.
+
+    1. Cut all texts of the (micro-)batch into length-sorted chunks under a token budget.
+    2. Encode each chunk. A kept chunk keeps its graph; a cached chunk runs without one and is thrown away.
+    3. Gather the embeddings of all ranks, ask the loss, and go back as far as this rank's embeddings: their gradient.
+    4. Send that gradient through the kept chunks; run each cached chunk again, with its graph, and send it through too.
+    5. After the last micro-batch add the gradients of all ranks.
+
+The gradient of the loss with respect to the parameters is the product of "loss by embeddings" and "embeddings by
+parameters", so cutting the chain at the embeddings changes memory and never the result (Gao et al. 2021, arXiv:2101.06983).
+It also means that a loss, a gather or a relation never sees which of the two ran.
+
+Dropout is a function of (seed, step, micro-batch, rank, chunk): the generator is seeded before each chunk. So a cached
+chunk replays its masks by construction, on every device, and a resumed run draws what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from embedtrain import distributed
+from embedtrain.data.chunking import chunks
+from embedtrain.errors import TrainingError
+from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, RaggedTokens, TokenBatch
+
+
+@dataclass
+class StepResult:
+    """What a step measured, over all micro-batches and all ranks."""
+
+    loss: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class ContrastiveStep:
+    """Gradients of the mean loss over the queries of one step, left in `.grad` of the encoder's and the loss's parameters.
+
+    Args:
+        encoder: ragged tokens -> Embeddings.
+        loss: EmbeddingBatch -> LossOutput.
+        chunk_tokens: tokens of one forward pass. Changes memory and speed, not the result (but see `seed`).
+        cached_share: part of the chunks whose activations are dropped and computed again: 0.0 is plain training,
+            1.0 full GradCache. Gradients are the same to the bit.
+        seed: of dropout. Another `chunk_tokens` groups texts in another way and so draws other masks.
+        autocast: makes the context of the encoder's forward passes (bf16, fp16); the loss always runs in fp32.
+        scale: multiplies the loss before the backward (fp16 only).
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        loss: nn.Module,
+        chunk_tokens: int,
+        cached_share: float = 0.0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        scale: Callable[[Tensor], Tensor] = lambda value: value,
+    ) -> None:
+        self.encoder = encoder
+        self.loss = loss
+        self.chunk_tokens = chunk_tokens
+        self.cached_share = cached_share
+        self.seed = seed
+        self.device = torch.device(device)
+        self.autocast = autocast
+        self.scale = scale
+        self._replay_checked = False
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for module in (self.encoder, self.loss) for p in module.parameters() if p.requires_grad]
+
+    def __call__(self, micro_batches: Sequence[TokenBatch], step: int) -> StepResult:
+        """Raises TrainingError before any update when the loss is not finite, naming sources and rows."""
+        result = StepResult()
+        for micro, batch in enumerate(micro_batches):
+            output = self._backward(batch, step, micro)
+            for name, value in _sum_shares(output).items():
+                value *= batch.share
+                if name == "loss":
+                    result.loss += value
+                else:
+                    result.metrics[name] = result.metrics.get(name, 0.0) + value
+        distributed.sum_gradients(self.parameters)
+        return result
+
+    def _backward(self, batch: TokenBatch, step: int, micro: int) -> LossOutput:
+        tokens = RaggedTokens.cat([batch.queries, batch.documents]).to(self.device)
+        plan = _plan(tokens, self.chunk_tokens, self.cached_share)
+        seeds = [_mix(self.seed, step, micro, distributed.rank(), number) for number in range(len(plan))]
+
+        outputs = [self._encode(chunk, seed) for chunk, seed in zip(plan, seeds, strict=True)]
+        embeddings = _in_text_order(outputs, plan).requires_grad_()
+        output = self._loss(embeddings, outputs[0].normalized, batch)
+        self._refuse_non_finite(output, embeddings, batch, step)
+        self.scale(output.loss * batch.share).backward()
+        assert embeddings.grad is not None
+
+        for number, (chunk, seed) in enumerate(zip(plan, seeds, strict=True)):
+            first = outputs[number].values
+            values = self._replay(chunk, seed, first) if chunk.cached else first
+            if values.requires_grad:  # a frozen encoder under a loss with parameters has nothing to send back
+                values.backward(embeddings.grad[chunk.index.to(self.device)].to(values.dtype))
+            outputs[number] = Embeddings(first.detach())  # lets go of the graph
+        return output
+
+    def _encode(self, chunk: _Chunk, seed: int) -> Embeddings:
+        torch.manual_seed(seed)
+        with torch.set_grad_enabled(not chunk.cached), self.autocast():
+            return self.encoder(chunk.tokens)
+
+    def _replay(self, chunk: _Chunk, seed: int, first: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        with self.autocast():
+            values = self.encoder(chunk.tokens).values
+        if not self._replay_checked:
+            # Once per run: a second pass that differs from the first gives a wrong gradient under a right loss.
+            self._replay_checked = True
+            difference = (values.detach() - first).abs().max().item()
+            if not difference <= 1e-2:
+                raise TrainingError(
+                    f"training.cached_share: the second pass over a chunk differs from the first by {difference:.3g} where 0 was "
+                    "expected, so its gradient would be wrong. Something in the encoder draws random numbers from a "
+                    "generator of its own or keeps state between calls; set training.cached_share=0."
+                )
+        return values
+
+    def _loss(self, embeddings: Tensor, normalized: bool, batch: TokenBatch) -> LossOutput:
+        relation, queries, documents = distributed.gather_relation(batch.relation.to(self.device))
+        own = Embeddings(embeddings, normalized)
+        q, d = _split(own, len(batch.queries))
+        first = sum(queries[: distributed.rank()])
+        return self.loss(
+            EmbeddingBatch(
+                queries=distributed.gather_embeddings(q, queries),
+                documents=distributed.gather_embeddings(d, documents),
+                relation=relation,
+                rows=slice(first, first + len(batch.queries)),
+            )
+        )
+
+    def _refuse_non_finite(self, output: LossOutput, embeddings: Tensor, batch: TokenBatch, step: int) -> None:
+        if not distributed.any_rank(not bool(torch.isfinite(output.loss)), self.device):
+            return
+        bad = ~torch.isfinite(embeddings.detach()).all(dim=-1).cpu()
+        in_query, in_document = bad[: len(batch.queries)], bad[len(batch.queries) :]
+        bad_queries = set(torch.nonzero(in_query).flatten().tolist())
+        bad_queries |= set(batch.relation.owner.cpu()[in_document].tolist())
+        named = [batch.rows[q] or f"query {q}" for q in sorted(bad_queries)[:5]] if batch.rows else []
+        found = [row for rows in distributed.gather_objects(named) for row in rows]
+        sources = sorted({s for part in distributed.gather_objects(sorted(set(batch.sources))) for s in part if s})
+        where = f"non-finite embeddings come from {', '.join(found[:5])}" if found else "all embeddings are finite"
+        raise TrainingError(
+            f"step {step}: the loss is not finite (sources in the batch: {', '.join(sources) or 'unnamed'}; {where}). "
+            "No weight was changed by this step. A lower optim.learning_rate, a higher loss.temperature or "
+            "training.mixed_precision=bf16 instead of fp16 are the usual remedies; the last checkpoint is intact."
+        )
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    index: Tensor  # [n] which texts, CPU
+    tokens: RaggedTokens
+    cached: bool
+
+
+def _plan(tokens: RaggedTokens, chunk_tokens: int, cached_share: float) -> list[_Chunk]:
+    """Longest chunks first, so that a batch that does not fit fails at once; the cached ones are the first."""
+    pieces = chunks(tokens.lengths, chunk_tokens)
+    cached = round(cached_share * len(pieces))
+    return [_Chunk(index, tokens.select(index), number < cached) for number, index in enumerate(pieces)]
+
+
+def _in_text_order(outputs: list[Embeddings], plan: list[_Chunk]) -> Tensor:
+    """Embeddings of all chunks at the places of their texts, cut off from the graph: [N, E]."""
+    values = torch.cat([output.values.detach() for output in outputs])
+    return torch.empty_like(values).index_copy_(0, torch.cat([c.index for c in plan]).to(values.device), values)
+
+
+def _split(embeddings: Embeddings, num_queries: int) -> tuple[Embeddings, Embeddings]:
+    values, normalized = embeddings.values, embeddings.normalized
+    return Embeddings(values[:num_queries], normalized), Embeddings(values[num_queries:], normalized)
+
+
+def _sum_shares(output: LossOutput) -> dict[str, float]:
+    """Loss and metrics of the whole batch: every rank's shares, added, in one collective."""
+    names = ["loss", *sorted(output.metrics)]
+    values = torch.stack([output.loss.detach().float(), *(output.metrics[n].detach().float() for n in names[1:])])
+    return dict(zip(names, distributed.sum_over_ranks(values).tolist(), strict=True))
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several small numbers (splitmix64 over each in turn)."""
+    mask = 2**64 - 1
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1

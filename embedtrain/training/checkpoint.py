@@ -124,10 +124,14 @@ def load_checkpoint(
     expected = {name: tuple(parameter.shape) for name, parameter in named}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))[:3]
+        wrong = "; ".join(
+            f"{name}: {found.get(name, 'missing')} there, {expected.get(name, 'missing')} here"
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        )
         raise CheckpointError(
             f"{checkpoint.path}: its {len(found)} tensors are not the {len(expected)} trainable parameters of this model "
-            f"(first differences: {wrong}). Resume with the backbone, LoRA and pooling it was trained with."
+            f"({wrong[:300]}). Resume with the backbone, LoRA and pooling it was trained with."
         )
     with torch.no_grad():
         for name, parameter in named:

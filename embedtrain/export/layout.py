@@ -1,0 +1,81 @@
+"""The files of a sentence-transformers folder, in the form that current and older versions read.
+
+    config.json model.safetensors tokenizer*.json      a transformers model, at the root: module 0
+    modules.json                                       the modules in order, each with its class and its folder
+    sentence_bert_config.json                          longest input, in tokens
+    config_sentence_transformers.json                  prompts, similarity
+    1_Pooling/config.json                              how tokens become one vector
+    2_Dense/{config.json,model.safetensors}            projection, where there is one
+    3_Normalize/                                       unit length, where it is wanted
+
+The class names and the pooling keys written are those of version 2 to 5; version 6 renamed both and reads the old ones.
+Both forms are read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from embedtrain.errors import CheckpointError
+
+TRANSFORMER = "sentence_transformers.models.Transformer"
+POOLING = "sentence_transformers.models.Pooling"
+DENSE = "sentence_transformers.models.Dense"
+NORMALIZE = "sentence_transformers.models.Normalize"
+# The one module that sentence-transformers lacks; its file travels with the model.
+LATENT_ATTENTION_FILE = "modeling_latent_attention.py"
+LATENT_ATTENTION = "modeling_latent_attention.LatentAttentionPooling"
+
+# Pooling mode of version 6 -> key of the versions before.
+POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+def pooling_config(mode: str, *, hidden_size: int, include_prompt: bool) -> dict[str, Any]:
+    return {
+        "word_embedding_dimension": hidden_size,
+        **{key: name == mode for name, key in POOLING_KEYS.items()},
+        "include_prompt": include_prompt,
+    }
+
+
+def pooling_modes(config: dict[str, Any]) -> list[str]:
+    """The modes that a pooling config of either form switches on."""
+    if "pooling_mode" in config:
+        mode = config["pooling_mode"]
+        return [mode] if isinstance(mode, str) else list(mode)
+    modes = [name for name, key in POOLING_KEYS.items() if config.get(key)]
+    return modes or ["mean"]  # what sentence-transformers does when nothing is switched on
+
+
+def modules(types: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """modules.json from (class, folder name without its number); module 0 lives at the root."""
+    return [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if name else "", "type": kind}
+        for i, (kind, name) in enumerate(types)
+    ]
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises CheckpointError when the file is missing or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing: {path.parent} is not a complete sentence-transformers folder."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error

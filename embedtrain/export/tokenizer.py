@@ -1,0 +1,84 @@
+"""The tokenizer of an exported model: by itself, in any program, it makes the tokens the model was trained on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import processors
+from transformers import PreTrainedTokenizerBase
+
+
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, *, append_eos: bool, max_seq_length: int
+) -> list[str]:
+    """Write a copy of `tokenizer` that pads on the right, cuts at `max_seq_length` and, if asked, always ends in EOS.
+
+    Returns what a user of the folder should know, one sentence each.
+    """
+    exported = copy.deepcopy(tokenizer)
+    backend = exported.backend_tokenizer
+    backend.no_truncation()  # what the last call here left behind is no property of the model
+    backend.no_padding()
+    exported.padding_side = exported.truncation_side = "right"
+    exported.model_max_length = max_seq_length
+    notes = []
+    if exported.pad_token is None:
+        exported.pad_token = exported.eos_token
+        notes.append(f"The tokenizer had no padding token; batches are padded with `{exported.eos_token}`, masked out.")
+    template = append_eos and not ends_with_eos(exported)
+    if template:
+        backend.post_processor = _with_eos(exported)
+        notes.append(
+            f"The tokenizer appends `{exported.eos_token}` to every text by itself, also to a text that was cut: "
+            "the embedding is read there."
+        )
+    exported.save_pretrained(folder)
+    _patch_config(folder / "tokenizer_config.json", exported, template)
+    return notes
+
+
+def ends_with_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer, called plainly, ends each text in EOS."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] == tokenizer.eos_token_id
+
+
+def _with_eos(tokenizer: PreTrainedTokenizerBase) -> processors.PostProcessor:
+    """The post-processor of `tokenizer`, plus EOS. Truncation happens before it and leaves room for what it adds."""
+    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    before, after = full[:start], full[start + len(bare) :] + [tokenizer.eos_token_id]
+    names = {i: tokenizer.convert_ids_to_tokens(i) for i in before + after}
+    template = processors.TemplateProcessing(
+        single=[f"{names[i]}:0" for i in before] + ["$A:0"] + [f"{names[i]}:0" for i in after],
+        special_tokens=[(token, i) for i, token in names.items()],
+    )
+    # Byte-level processors only decide whether offsets include the leading blank: keep what they decided.
+    trims = [part["trim_offsets"] for part in _parts(tokenizer) if "trim_offsets" in part]
+    return processors.Sequence([processors.ByteLevel(trim_offsets=trims[0]), template]) if trims else template
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"]
+    if state is None:
+        return []
+    return state["processors"] if state["type"] == "Sequence" else [state]
+
+
+def _patch_config(path: Path, tokenizer: PreTrainedTokenizerBase, template: bool) -> None:
+    """Make every version of transformers read tokenizer.json as it stands.
+
+    Classes named after a model rebuild the post-processor from `add_bos_token` and `add_eos_token` and would undo ours;
+    and `TokenizersBackend`, the plain class of transformers 5, has no meaning in transformers 4.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if template or config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if template:
+        config.pop("add_bos_token", None)
+        config.pop("add_eos_token", None)
+    config["model_input_names"] = list(tokenizer.model_input_names)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

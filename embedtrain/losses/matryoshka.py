@@ -1,0 +1,44 @@
+"""Matryoshka: the leading dimensions of an embedding are trained to be embeddings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from embedtrain.errors import ConfigError
+from embedtrain.types import EmbeddingBatch, Loss, LossOutput
+
+
+class Matryoshka(nn.Module):
+    """sum over dims of  weight * inner(batch, truncated to dim),  for any loss `inner`.
+
+    Kusupati et al. 2022 (arXiv:2205.13147, eq. 1). Truncation puts embeddings back on the unit sphere, as a user of the
+    short vector would. Metrics: those of the largest dim, and the loss of each dim as loss_<dim>.
+
+    dims     dimensions to train, any order; the full size is not added by itself
+    weights  one per dim, null = 1 each
+    """
+
+    def __init__(self, *, inner: Loss, dims: Sequence[int], weights: Sequence[float] | None = None):
+        super().__init__()
+        if not dims or min(dims) < 1 or len(set(dims)) < len(dims):
+            raise ConfigError(f"loss.dims: expected distinct dimensions of at least 1, got {list(dims)}.")
+        weights = [1.0] * len(dims) if weights is None else weights
+        if len(weights) != len(dims):
+            raise ConfigError(
+                f"loss.weights: expected one per dim, {len(dims)} for dims {list(dims)}, got {len(weights)}: {list(weights)}."
+            )
+        self.inner = inner
+        self.weights = dict(sorted(zip(dims, weights, strict=True), reverse=True))  # largest first
+
+    def forward(self, batch: EmbeddingBatch) -> LossOutput:
+        size = batch.queries.dim
+        too_large = [dim for dim in self.weights if dim > size]
+        if too_large:
+            raise ConfigError(f"loss.dims: {too_large} above the embedding size {size}. Use dims <= {size}.")
+        outputs = {dim: self.inner(batch.truncate(dim)) for dim in self.weights}
+        loss = torch.stack([weight * outputs[dim].loss for dim, weight in self.weights.items()]).sum()
+        each = {f"loss_{dim}": output.loss.detach() for dim, output in outputs.items()}
+        return LossOutput(loss, outputs[max(outputs)].metrics | each)

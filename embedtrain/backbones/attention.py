@@ -1,0 +1,119 @@
+"""The attention that transformers calls for us: ragged texts, no padding, on every device.
+
+`register()` puts two functions under the name `KERNEL` into transformers' registries. A model set to that name then
+
+    1. asks for the mask of each kind of layer (full, sliding). Instead of making one we ask the mask function what it
+       lets a query see and hand the layers that `Visibility`: the model's own word, whatever its family;
+    2. calls `ragged_attention` in each layer with flat queries, keys and values of all texts.
+
+Kernels by device: CPU -> `grouped_attention`; CUDA -> `torch.nn.attention.varlen` (flash attention, fp16 and bf16, no
+dropout); everything else -> `padded_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from embedtrain.backbones.grouped_attention import grouped_attention
+from embedtrain.backbones.padded_attention import padded_attention
+from embedtrain.backbones.ragged import RaggedLayout, Visibility
+
+_varlen: ModuleType | None
+try:
+    _varlen = import_module("torch.nn.attention.varlen")
+except ImportError:  # torch < 2.10
+    _varlen = None
+
+KERNEL = "embedtrain_ragged"
+
+# What a family may pass to its attention beyond q, k, v that would change the result, and that no kernel here has.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+class UnsupportedByRaggedKernel(Exception):
+    """This model needs something that ragged attention does not have. Callers fall back to padding and say so."""
+
+
+def register() -> None:
+    AttentionInterface.register(KERNEL, ragged_attention)
+    AttentionMaskInterface.register(KERNEL, _visibility_instead_of_mask)
+
+
+def ragged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Visibility | None,
+    *,
+    layout: RaggedLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: query `[1, heads, S, d]`, key and value `[1, kv_heads, S, d]` -> `[1, S, heads, d]`."""
+    for name in _UNSUPPORTED:
+        if extra.get(name) is not None:
+            raise UnsupportedByRaggedKernel(f"its attention uses {name}")
+    if layout is None:
+        raise UnsupportedByRaggedKernel("it does not pass keyword arguments on to its attention")
+    if not isinstance(attention_mask, Visibility):
+        raise UnsupportedByRaggedKernel("it makes its attention mask by itself")
+    kernel = _kernel_for(query, dropout)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = kernel(query[0], key[0], value[0], layout=layout, visibility=attention_mask, scale=scale, dropout=dropout)
+    return out.unsqueeze(0), None
+
+
+def _kernel_for(query: Tensor, dropout: float) -> Callable[..., Tensor]:
+    if query.device.type == "cpu":
+        return grouped_attention
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    width = query.shape[-1]
+    if query.device.type == "cuda" and _varlen and half and dropout == 0 and width % 8 == 0 and width <= 256:
+        return _varlen_attention
+    return padded_attention
+
+
+def _varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: RaggedLayout,
+    visibility: Visibility,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Flash attention over texts of any lengths, as torch ships it. Query `[heads, S, d]` -> `[S, heads, d]`."""
+    assert dropout == 0, "varlen_attn has no dropout"
+    cumulative = layout.cumulative(query.device)
+    window = tuple(-1 if limit is None else limit for limit in (visibility.left, visibility.right))
+    query, key, value = (x.transpose(0, 1).contiguous() for x in (query, key, value))
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    assert _varlen is not None
+    return _varlen.varlen_attn(
+        query, key, value, cumulative, cumulative, layout.longest, layout.longest,
+        scale=scale, window_size=window, **grouped,
+    )  # fmt: skip
+
+
+def _visibility_instead_of_mask(*, kv_length: int, mask_function: Callable[..., Any], **_: Any) -> Visibility:
+    """transformers' mask signature: what a query far inside a text may see, read off the mask function itself."""
+    query = kv_length  # with as many keys before it as the batch has tokens, and as many after it
+    zero = torch.tensor(0)
+    keys = torch.arange(2 * query + 1)
+    allowed = torch.as_tensor(mask_function(zero, zero, torch.tensor(query), keys)).broadcast_to(keys.shape)
+    seen = allowed.nonzero().flatten()
+    if seen.numel() == 0 or not bool(allowed[query]) or int(seen[-1] - seen[0]) + 1 != seen.numel():
+        raise UnsupportedByRaggedKernel("what its queries may see is not one window around them")
+    left, right = query - int(seen[0]), int(seen[-1]) - query
+    return Visibility(None if left == query else left, None if right == query else right)

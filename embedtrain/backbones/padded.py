@@ -1,0 +1,30 @@
+"""The adapter for models without variable-length attention: pad, run, give ragged states back.
+
+Padding is on the right and the mask comes from the lengths, never from token ids: a pad token that is also the
+end-of-text token cannot be mistaken. Callers hand in length-sorted chunks, so little of the work is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from embedtrain.backbones.ragged import RaggedLayout
+
+
+def padded_states(
+    model: PreTrainedModel, ids: Tensor, layout: RaggedLayout, options: Mapping[str, Any]
+) -> list[Tensor]:
+    """Hidden states [S, H] of flat `ids` [S]; with the option `output_hidden_states` those of every layer."""
+    device = ids.device
+    lengths = torch.tensor(layout.lengths, device=device)
+    mask = torch.arange(layout.longest, device=device) < lengths[:, None]  # [N, T]
+    padded = torch.full(mask.shape, model.config.pad_token_id or 0, dtype=ids.dtype, device=device)
+    padded[mask] = ids
+    output = model(input_ids=padded, attention_mask=mask.long(), **options)
+    states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
+    return [state[mask] for state in states]

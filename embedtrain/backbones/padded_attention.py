@@ -1,0 +1,54 @@
+"""Attention over ragged texts where no variable-length kernel fits: padded for the length of this one operation.
+
+Used on accelerators for fp32 and for attention with dropout, which `varlen_attn` does not have. Everything around it
+stays unpadded.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embedtrain.backbones.ragged import RaggedLayout, Visibility
+
+
+def padded_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: RaggedLayout,
+    visibility: Visibility,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of each text to itself: query `[heads, S, d]`, key and value `[kv_heads, S, d]` -> `[S, heads, d]`."""
+    device = query.device
+    lengths = torch.tensor(layout.lengths, device=device)
+    position = layout.positions(device)
+    text = torch.repeat_interleave(torch.arange(len(layout.lengths), device=device), lengths)
+    longest = layout.longest
+
+    real = torch.arange(longest, device=device) < lengths[:, None]  # [N, T]
+    allowed = real[:, None, :].expand(-1, longest, -1)
+    within = visibility.mask(longest, device)
+    if within is not None:
+        allowed = allowed & within
+    # A padded query sees itself: a row that sees nothing would be NaN, and NaN times a zero gradient is NaN.
+    allowed = allowed | torch.eye(longest, dtype=torch.bool, device=device)
+
+    def pad(x: Tensor) -> Tensor:  # [heads, S, d] -> [N, heads, T, d]
+        padded = x.new_zeros(len(layout.lengths), longest, x.shape[0], x.shape[2])
+        return padded.index_put((text, position), x.transpose(0, 1)).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(
+        pad(query),
+        pad(key),
+        pad(value),
+        attn_mask=allowed[:, None],
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )
+    return out.transpose(1, 2)[text, position]

@@ -1,16 +1,19 @@
-"""What a run says about itself: what a query is contrasted with, how fast it goes, how it is doing."""
+"""What a run says about itself: what a query is contrasted with, and how fast it goes."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from embedtrain import distributed
+from embedtrain.losses.relation import RelationReader
 from embedtrain.types import Relation, TokenBatch
 
 
@@ -52,61 +55,40 @@ class BatchFacts:
 
 def batch_facts(micro_batches: Sequence[TokenBatch]) -> BatchFacts:
     """Count what the queries of one step are contrasted with. Every rank calls it; every rank gets the same answer."""
-    sums = [0.0] * 5
+    pairs = Counter[str]()
     queries = documents = tokens = truncated = 0
     for batch in micro_batches:
-        relation, _, per_rank = distributed.gather_relation(batch.relation)
-        for i, value in enumerate(_count_pairs(relation, per_rank)):
-            sums[i] += value
+        relation, *per_rank = distributed.gather_relation(batch.relation)
+        pairs += count_pairs(relation, *per_rank)
         queries += relation.num_queries
         documents += relation.num_documents
         own = (batch.queries.num_tokens + batch.documents.num_tokens, batch.num_truncated)
         for rank_tokens, rank_truncated in distributed.gather_objects(own):
             tokens += rank_tokens
             truncated += rank_truncated
-    positives, hard, in_batch, cross, ignored = (value / queries for value in sums)
-    return BatchFacts(queries, documents, positives, hard, in_batch, cross, ignored, tokens, truncated)
+    means = {kind: pairs[kind] / queries for kind in ("positives", "hard", "in_batch", "cross_device", "ignored")}
+    return BatchFacts(queries, documents, *means.values(), tokens, truncated)
 
 
-def _count_pairs(relation: Relation, documents_per_rank: Sequence[int]) -> tuple[int, int, int, int, int]:
-    """Positives, hard, in-batch and cross-device negatives, ignored pairs: summed over queries. Plain and obvious."""
-    positives = hard = in_batch = cross = ignored = 0
-    ids = relation.document_ids.tolist()
-    owner = relation.owner.tolist()
-    is_positive = relation.is_positive.tolist()
-    query_ids = relation.query_ids.tolist()
-    columns_of_id: dict[int, list[int]] = {}
-    brought_by: dict[int, list[int]] = {}  # text of a query -> columns brought as its positives
-    rank_of_column = [r for r, n in enumerate(documents_per_rank) for _ in range(n)]
-    own_columns: list[list[int]] = [[] for _ in query_ids]
-    for column, document in enumerate(ids):
-        columns_of_id.setdefault(document, []).append(column)
-        own_columns[owner[column]].append(column)
-        if is_positive[column]:
-            brought_by.setdefault(query_ids[owner[column]], []).append(column)
-    known_offsets = relation.known_offsets.tolist()
-    known = relation.known_ids.tolist()
-    for query, columns in enumerate(own_columns):
-        answers = {c for k in known[known_offsets[query] : known_offsets[query + 1]] for c in columns_of_id.get(k, ())}
-        answers |= set(brought_by.get(query_ids[query], ()))
-        own_positives = {c for c in columns if is_positive[c]}
-        own_hard = {c for c in columns if not is_positive[c]} - answers
-        same_rank = range_of(rank_of_column, columns[0], documents_per_rank)
-        left_out = answers - own_positives
-        near = len(same_rank) - len(columns) - sum(c in same_rank for c in left_out if owner[c] != query)
-        positives += len(own_positives)
-        hard += len(own_hard)
-        ignored += len(left_out)
-        in_batch += near
-        cross += len(ids) - len(own_positives) - len(own_hard) - len(left_out) - near
-    return positives, hard, in_batch, cross, ignored
+def count_pairs(relation: Relation, queries: Sequence[int], documents: Sequence[int]) -> Counter[str]:
+    """The (query, document) pairs of each kind. `queries` and `documents`: how many each rank brought, rank by rank."""
+    reader = RelationReader(relation)
+    rows = torch.arange(relation.num_queries)
+    row, column = reader.exceptions("q2d", rows)  # positives and ignored
+    same_rank = _rank_of(queries)[row] == _rank_of(documents)[column]
+    near = sum(q * d for q, d in zip(queries, documents, strict=True))
+    positives, hard = reader.pair_query.numel(), reader.hard_negatives(rows)[0].numel()
+    return Counter(
+        positives=positives,
+        ignored=row.numel() - positives,
+        hard=hard,  # its owner's rank brought it
+        in_batch=near - int(same_rank.sum()) - hard,
+        cross_device=relation.num_queries * relation.num_documents - near - int((~same_rank).sum()),
+    )
 
 
-def range_of(rank_of_column: Sequence[int], column: int, documents_per_rank: Sequence[int]) -> range:
-    """The columns that the rank of `column` brought."""
-    rank = rank_of_column[column]
-    first = sum(documents_per_rank[:rank])
-    return range(first, first + documents_per_rank[rank])
+def _rank_of(counts: Sequence[int]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
 
 
 class SpeedMeter:

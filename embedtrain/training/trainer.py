@@ -1,4 +1,4 @@
-"""The loop. It owns the order of things and nothing else: the step makes gradients, the loader batches, the callbacks the rest."""
+"""The loop. It owns the order of things: the step makes gradients, the loader batches, the callbacks all the rest."""
 
 from __future__ import annotations
 

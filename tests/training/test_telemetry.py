@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from embedtrain import distributed
+from embedtrain.losses.contrast import contrast
+from embedtrain.losses.formulas import FORMULAS
+from embedtrain.training.telemetry import batch_facts
+from embedtrain.types import EmbeddingBatch, Embeddings
+from tests.helpers.ranks import run_ranks
+from tests.training.test_step import make_batch
+
+
+def softmax_width(batch: EmbeddingBatch) -> float:
+    """Mean number of negatives in the denominators: with equal vectors and scale 0 each negative adds exp(0) = 1."""
+    widths = []
+
+    def formula(rows):
+        widths.append(rows.negatives["q2d"].detach().exp().sum())
+        return FORMULAS["each", "joint"](rows)
+
+    contrast(batch, scale=torch.tensor(0.0), terms=["q2d"], formula=formula)
+    return float(sum(widths)) / len(batch.queries)
+
+
+def ones(relation) -> EmbeddingBatch:
+    return EmbeddingBatch(
+        Embeddings(torch.ones(relation.num_queries, 4)), Embeddings(torch.ones(relation.num_documents, 4)), relation
+    )
+
+
+def facts_of_rank(sizes):
+    rank = distributed.rank()
+    batch = make_batch(sizes[rank], first=sum(sizes[:rank]))
+    relation, _, _ = distributed.gather_relation(batch.relation)
+    return batch_facts([batch]), softmax_width(ones(relation))
+
+
+@pytest.mark.parametrize("sizes", [[9], [5, 4], [3, 2, 2, 2]])
+def test_the_printed_negatives_are_the_width_of_the_softmax(sizes):
+    for facts, width in run_ranks(facts_of_rank, len(sizes), sizes):
+        assert facts.queries == 9
+        assert facts.negatives == pytest.approx(width)
+        assert facts.positives == 1
+        assert facts.ignored == pytest.approx(3 * 2 / 9)  # queries 0, 3 and 6 share an answer
+        assert (facts.cross_device_negatives > 0) == (len(sizes) > 1)
+
+
+def test_facts_of_a_small_batch_by_hand():
+    facts = batch_facts([make_batch(2)])  # 3 + 2 documents, 1 positive each
+    assert facts.documents == 5
+    assert facts.hard_negatives == 1.5
+    assert facts.in_batch_negatives == 2.5
+    assert facts.cross_device_negatives == 0
+    line = facts.line(in_batch=True, padding_share=0.0)
+    assert line.startswith(
+        "first step: 2 queries, each with 1.0 positives, 1.5 hard negatives, 2.5 in-batch + 0.0 cross-device"
+    )
+    assert "leaves them out" in facts.line(in_batch=False, padding_share=0.0)

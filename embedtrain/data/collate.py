@@ -1,0 +1,82 @@
+"""Examples to a token batch, with the relation of its queries and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from embedtrain.data.tokenizer import TextTokenizer
+from embedtrain.types import Relation, TokenBatch, TrainingExample, text_id
+
+
+def take(example: TrainingExample, positives: Sequence[int], negatives: Sequence[int]) -> TrainingExample:
+    """The example with these of its positives and hard negatives alone, and their scores."""
+    scores = example.scores
+    if scores is not None:
+        first = len(example.positives)
+        scores = tuple(scores[i] for i in positives) + tuple(scores[first + i] for i in negatives)
+    return replace(
+        example,
+        positives=tuple(example.positives[i] for i in positives),
+        negatives=tuple(example.negatives[i] for i in negatives),
+        scores=scores,
+    )
+
+
+def collate(
+    examples: Sequence[TrainingExample],
+    tokenizer: TextTokenizer,
+    *,
+    known: Sequence[Sequence[int]] | None = None,
+    share: float = 1.0,
+) -> TokenBatch:
+    """The token batch of these queries and all documents that they bring: positives first, query by query.
+
+    `known` are, for each query, ids of all documents known to answer it, drawn or not (default: the positives that it
+    brings). Scores are kept where every example has them. `share` is this batch's part of its step (`TokenBatch`).
+    """
+    documents = [(number, text) for number, e in enumerate(examples) for text in (*e.positives, *e.negatives)]
+    if known is None:
+        known = [[text_id(text) for text in example.positives] for example in examples]
+    queries, cut_queries = tokenizer.encode(
+        [e.query for e in examples],
+        role="query",
+        source=[e.source for e in examples],
+        instructions=[e.instruction for e in examples],
+    )
+    tokens, cut_documents = tokenizer.encode(
+        [text for _, text in documents],
+        role="document",
+        source=[examples[number].source for number, _ in documents],
+        instructions=[examples[number].instruction for number, _ in documents],
+    )
+    scored = all(example.scores is not None for example in examples)
+    relation = Relation(
+        query_ids=_ints(text_id(e.query) for e in examples),
+        document_ids=_ints(text_id(text) for _, text in documents),
+        owner=_ints(number for number, _ in documents),
+        is_positive=torch.tensor(
+            [flag for e in examples for flag in (*(True for _ in e.positives), *(False for _ in e.negatives))],
+            dtype=torch.bool,
+        ),
+        known_ids=_ints(i for ids in known for i in ids),
+        known_offsets=_ints(accumulate((len(ids) for ids in known), initial=0)),
+        scores=torch.tensor([s for e in examples for s in e.scores or ()], dtype=torch.float32) if scored else None,
+    )
+    return TokenBatch(
+        queries=queries,
+        documents=tokens,
+        relation=relation,
+        share=share,
+        num_truncated=cut_queries + cut_documents,
+        rows=tuple(e.row for e in examples),
+        sources=tuple(e.source for e in examples),
+    )
+
+
+def _ints(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64)

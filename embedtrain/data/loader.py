@@ -1,0 +1,166 @@
+"""Steps of a run as token batches, made ahead of time in worker processes.
+
+The main process knows the plan and asks for rows; a worker reads, draws and tokenises them. A step's request holds all that
+its batches depend on, so any number of workers, and any start, gives the same batches: to resume costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from embedtrain.data.collate import collate, take
+from embedtrain.data.mixture import Mixture
+from embedtrain.data.sampling import Rows, Sampler, part
+from embedtrain.data.tokenizer import TextTokenizer
+from embedtrain.errors import ConfigError, EmbedtrainError
+from embedtrain.types import TokenBatch
+
+
+@dataclass(frozen=True, slots=True)
+class MicroRequest:
+    """Rows of one micro-batch on this rank, and that micro-batch's part of its step (all ranks counted)."""
+
+    rows: Rows
+    share: float
+
+
+class StepLoader:
+    """This rank's token batches, step by step.
+
+    sampler              the plan of all ranks
+    tokenizer            texts -> tokens
+    accumulation_steps   micro-batches of a step; each is a contiguous slice of the global batch
+    num_workers          processes that read and tokenise ahead; 0 does it when asked
+    rank, world_size     this rank takes a contiguous slice of each micro-batch, equal to within one row
+
+    Raises ConfigError when a batch has fewer rows than ranks times micro-batches.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        tokenizer: TextTokenizer,
+        accumulation_steps: int = 1,
+        num_workers: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.sampler = sampler
+        self.accumulation_steps = accumulation_steps
+        self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self._maker = _BatchMaker(sampler, tokenizer)
+        self._refuse_small_batches()
+
+    def __len__(self) -> int:
+        """Steps of one epoch."""
+        return self.steps_per_epoch
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs gone through before this step of the run."""
+        return step / self.steps_per_epoch
+
+    def steps(self, start: int, stop: int) -> Iterator[list[TokenBatch]]:
+        """The micro-batches of steps `start` .. `stop` of the run, counted over all epochs."""
+        requests = (self.request(step) for step in range(start, stop))
+        if self.num_workers == 0:
+            yield from map(self._maker.make, requests)
+            return
+        loader = DataLoader(
+            self._maker,
+            sampler=_Once(requests),
+            batch_size=None,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_begin_worker,
+        )
+        for packed in loader:
+            result = pickle.loads(packed)
+            if isinstance(result, EmbedtrainError):
+                raise result
+            yield result
+
+    def request(self, step: int) -> list[MicroRequest]:
+        """What this rank reads for a step of the run."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        batch = self.sampler.epoch(epoch)[number]
+        requests = []
+        for micro in range(self.accumulation_steps):
+            rows = batch[part(len(batch), micro, self.accumulation_steps)]
+            own = rows[part(len(rows), self.rank, self.world_size)]
+            requests.append(MicroRequest(own, len(rows) / len(batch)))
+        return requests
+
+    def _refuse_small_batches(self) -> None:
+        smallest = int(self.sampler.smallest_batch)
+        needed = self.world_size * self.accumulation_steps
+        if smallest < needed:
+            raise ConfigError(
+                f"the smallest global batch has {smallest} rows, but {self.world_size} ranks x {self.accumulation_steps} "
+                f"micro-batches need one row each, {needed} in all. Use fewer ranks or a smaller "
+                f"training.accumulation_steps, a larger training.global_batch_size (now {self.sampler.global_batch_size}; "
+                f"at least {2 * needed} is always enough when the data has that many rows), or data.drop_last=true."
+            )
+
+
+class _BatchMaker(Dataset):
+    """Request -> token batches. What is sent to the workers."""
+
+    def __init__(self, sampler: Sampler, tokenizer: TextTokenizer) -> None:
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+
+    def make(self, requests: list[MicroRequest]) -> list[TokenBatch]:
+        return [self._batch(request) for request in requests]
+
+    def __getitem__(self, requests: list[MicroRequest]) -> bytes:
+        # As bytes, since tensors would travel as one shared-memory file each: many micro-batches run out of file handles.
+        # An error of ours travels as a value, since DataLoader would wrap its message into a traceback.
+        try:
+            return pickle.dumps(self.make(requests), protocol=pickle.HIGHEST_PROTOCOL)
+        except EmbedtrainError as error:
+            return pickle.dumps(error)
+
+    def _batch(self, request: MicroRequest) -> TokenBatch:
+        mixture: Mixture = self.sampler.mixture
+        examples, known = [], []
+        rows = request.rows
+        for source, row, (positives, negatives) in zip(
+            rows.source.tolist(), rows.row.tolist(), self.sampler.draws(rows), strict=True
+        ):
+            name = mixture.names[source]
+            examples.append(replace(take(mixture.sources[name][row], positives, negatives), source=name))
+            known.append(mixture.indexes[source].known_positives(row))
+        return collate(examples, self.tokenizer, known=known, share=request.share)
+
+
+class _Once:
+    """A sampler for DataLoader over requests that are made when they are wanted."""
+
+    def __init__(self, requests: Iterator[list[MicroRequest]]) -> None:
+        self.requests = requests
+
+    def __iter__(self) -> Iterator[list[MicroRequest]]:
+        return self.requests
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _begin_worker(worker: int) -> None:
+    # One tokeniser thread for each worker; also keeps the library from warning about threads before the fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # A signal to the whole process group is for the trainer, which saves and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

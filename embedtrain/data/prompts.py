@@ -1,0 +1,90 @@
+"""What is put in front of a text. One table for training, evaluation and export.
+
+A prompt and its text are joined by literal concatenation: what the template says is what the model sees, with no space
+added. The template of the query may hold `{instruction}`, which is filled by the instruction of the row or of its source:
+
+    prompts:
+      query: "Instruct: {instruction}\\nQuery: "
+      document: ""
+      sources:
+        sts: {query: "Instruct: Retrieve similar text\\nQuery: ", document: "Instruct: Retrieve similar text\\nQuery: "}
+
+A symmetric task gives both sides the same prompt, as `sts` does above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from embedtrain.errors import ConfigError
+from embedtrain.types import Role
+
+PLACEHOLDER = "{instruction}"
+ROLES = ("query", "document")
+
+
+class Prompts:
+    """The prompt of every (role, source, instruction).
+
+    query, document   templates for all sources that have none of their own
+    sources           source name -> {query: template, document: template}; a role left out takes the common template
+    pool_prompt       whether pooling reads the tokens of the prompt; if not, the leading special token (BOS, CLS) is
+                      left out with them, as sentence-transformers does for `include_prompt=False`
+    """
+
+    def __init__(
+        self,
+        *,
+        query: str = "",
+        document: str = "",
+        sources: Mapping[str, Mapping[str, str]] | None = None,
+        pool_prompt: bool = True,
+    ) -> None:
+        self.templates = {"query": query, "document": document}
+        self.sources = {name: dict(own) for name, own in (sources or {}).items()}
+        self.pool_prompt = pool_prompt
+        for name, own in self.sources.items():
+            for role in own.keys() - set(ROLES):
+                raise ConfigError(f"prompts.sources.{name}.{role}: unknown role. Expected query or document.")
+
+    def template(self, role: Role, source: str | None = None) -> str:
+        return self.sources.get(source or "", {}).get(role, self.templates[role])
+
+    def prefix(self, role: Role, *, source: str | None = None, instruction: str | None = None) -> str:
+        """The text put before a text of this role.
+
+        An instruction takes the place of `{instruction}`; with an empty query template it is the whole prompt. A
+        document template without the placeholder does not take the instruction: most tasks instruct the query alone.
+
+        Raises ConfigError where an instruction would be lost or a template would stay unfilled.
+        """
+        template = self.template(role, source)
+        if PLACEHOLDER in template:
+            if instruction is None:
+                raise ConfigError(
+                    f"{self._key(role, source)} is {template!r}, but {source or 'this text'} brings no instruction. "
+                    f"Set data.sources.<name>.instruction, give the rows one, or take {PLACEHOLDER} out of the prompt."
+                )
+            return template.replace(PLACEHOLDER, instruction)
+        if instruction is None or role == "document":
+            return template
+        if template:
+            raise ConfigError(
+                f"{self._key(role, source)} is {template!r}, and the row brings the instruction {instruction!r}, which "
+                f"would be lost. Say where it goes with {PLACEHOLDER}, or do not map a column to `instruction`."
+            )
+        return instruction
+
+    def exported(self) -> dict[str, str]:
+        """The prompts for the model folder: `query`, `document`, and `<source>_<role>` where a source has its own.
+
+        A template that needs an instruction is no finished prompt and is left out: its user supplies the whole prompt.
+        """
+        prompts = dict(self.templates)
+        for name, own in self.sources.items():
+            prompts |= {f"{name}_{role}": template for role, template in own.items()}
+        return {name: template for name, template in prompts.items() if PLACEHOLDER not in template}
+
+    @staticmethod
+    def _key(role: Role, source: str | None) -> str:
+        return f"prompts.sources.{source}.{role}" if source else f"prompts.{role}"

@@ -1,0 +1,251 @@
+"""Which rows are in which global batch: a pure function of (seed, epoch, step), whatever the number of ranks.
+
+Every rank computes the same plan from the same numbers, takes its own slice of each batch, and sends nothing. To resume is
+to ask for a later step. The plan of an epoch:
+
+1. Each source has an endless row of passes. A pass is all rows of the source once, in an order of (seed, source, pass),
+   spread over batches so that no text is in a batch twice where that can be had (`spread.py`).
+2. `one_source`: an epoch takes the next batches of each source, as many as its share says, and shuffles them together.
+   `blended`: it takes the next rows of each source, and spreads them all over batches in the same way.
+3. A tail smaller than half a batch joins the batch before it; a larger one is a batch of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from embedtrain.data.draws import Ints, draw
+from embedtrain.data.mixture import Mixture
+from embedtrain.data.spread import RowKeys, spread
+from embedtrain.errors import ConfigError
+from embedtrain.types import text_id
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """M rows: which source, which row of it, and how often that source was gone through before (which picks the draw)."""
+
+    source: Ints  # [M]
+    row: Ints  # [M]
+    visit: Ints  # [M]
+
+    def __len__(self) -> int:
+        return self.row.size
+
+    def __getitem__(self, index: slice | Ints) -> Rows:
+        return Rows(self.source[index], self.row[index], self.visit[index])
+
+    @staticmethod
+    def cat(parts: list[Rows]) -> Rows:
+        return Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("source", "row", "visit")))
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPlan:
+    """The global batches of an epoch. Batch b is `rows[offsets[b]:offsets[b + 1]]`."""
+
+    rows: Rows
+    offsets: Ints
+    num_meeting: int  # rows that share a text with another row of their batch, since no other place was left
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __getitem__(self, step: int) -> Rows:
+        return self.rows[self.offsets[step] : self.offsets[step + 1]]
+
+    @property
+    def sizes(self) -> Ints:
+        return np.diff(self.offsets)
+
+
+class Sampler:
+    """Plans of all epochs of a run.
+
+    global_batch_size   queries per step, all ranks and micro-batches counted
+    num_positives       positives drawn for a query at each visit (None = all)
+    num_negatives       hard negatives likewise
+    drop_last           leave out the tail of each pass (a different one each time)
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        *,
+        seed: int,
+        global_batch_size: int,
+        num_positives: int | None = 1,
+        num_negatives: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        _check_sizes(mixture, global_batch_size, num_positives, num_negatives, drop_last)
+        self.mixture = mixture
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.num_positives = num_positives
+        self.num_negatives = num_negatives
+        self.drop_last = drop_last
+        self._pass_sizes = [batch_sizes(int(n), global_batch_size, drop_last) for n in mixture.sizes]
+        one_source = mixture.batching == "one_source"
+        natural = np.array([s.size for s in self._pass_sizes]) if one_source else mixture.sizes
+        self.quotas = mixture.allot(int(natural.sum()), natural)  # batches, or rows, of each source in an epoch
+        self._pass = lru_cache(maxsize=2 * len(mixture.names))(self._plan_pass)  # the pass at hand and the one after it
+        self.epoch = lru_cache(maxsize=1)(self._plan_epoch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The same for every epoch."""
+        if self.mixture.batching == "one_source":
+            return int(self.quotas.sum())
+        return batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).size
+
+    @property
+    def smallest_batch(self) -> int:
+        """Rows of the smallest batch that any epoch can hold."""
+        if self.mixture.batching == "one_source":
+            return min(int(sizes.min()) for sizes in self._pass_sizes)
+        return int(batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).min())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers are asked for rows and draw; plans stay in the main process.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pass", "epoch")}
+
+    def _plan_epoch(self, epoch: int) -> EpochPlan:
+        return self._one_source(epoch) if self.mixture.batching == "one_source" else self._blended(epoch)
+
+    def _one_source(self, epoch: int) -> EpochPlan:
+        batches: list[Rows] = []
+        meeting = 0
+        for source, quota in enumerate(self.quotas):
+            per_pass = self._pass_sizes[source].size
+            for number in range(epoch * quota, (epoch + 1) * quota):
+                plan = self._pass(source, number // per_pass)
+                batches.append(plan[number % per_pass])
+                meeting += plan.num_meeting if number % per_pass == 0 else 0
+        order = (
+            self._generator("order", epoch).permutation(len(batches)) if len(self.quotas) > 1 else range(len(batches))
+        )
+        shuffled = [batches[b] for b in order]
+        return EpochPlan(Rows.cat(shuffled), _offsets([len(b) for b in shuffled]), meeting)
+
+    def _blended(self, epoch: int) -> EpochPlan:
+        pool = Rows.cat([self._next_rows(source, epoch) for source in range(len(self.quotas))])
+        sizes = batch_sizes(len(pool), self.global_batch_size, self.drop_last)
+        order, meeting = spread(self._keys(pool), sizes, self._generator("blended", epoch))
+        return EpochPlan(pool[order], _offsets(sizes), meeting)
+
+    def _next_rows(self, source: int, epoch: int) -> Rows:
+        """The rows that this epoch takes from a source, going on where the last epoch stopped."""
+        size, quota = int(self.mixture.sizes[source]), int(self.quotas[source])
+        positions = np.arange(epoch * quota, (epoch + 1) * quota, dtype=np.int64)
+        visits, places = positions // size, positions % size
+        rows = np.empty_like(positions)
+        for visit in range(int(visits[0]), int(visits[-1]) + 1):
+            now = visits == visit
+            rows[now] = self._generator(self.mixture.names[source], visit).permutation(size)[places[now]]
+        return Rows(np.full_like(positions, source), rows, visits)
+
+    def _plan_pass(self, source: int, visit: int) -> EpochPlan:
+        """All rows of one source once, in batches."""
+        size, sizes = int(self.mixture.sizes[source]), self._pass_sizes[source]
+        number = np.arange(size, dtype=np.int64)
+        rows = Rows(np.full_like(number, source), number, np.full_like(number, visit))
+        order, meeting = spread(self._keys(rows), sizes, self._generator(self.mixture.names[source], visit))
+        return EpochPlan(rows[order], _offsets(sizes), meeting)
+
+    def draws(self, rows: Rows) -> list[tuple[list[int], list[int]]]:
+        """(positives, hard negatives) that each row brings: their numbers in the row."""
+        drawn: list[tuple[list[int], list[int]]] = [([], [])] * len(rows)
+        for source in np.unique(rows.source):
+            at = np.flatnonzero(rows.source == source)
+            sides = [np.split(which, np.cumsum(taken)[:-1]) for taken, which in self._draw(int(source), rows[at])]
+            for place, positives, negatives in zip(at, *sides, strict=True):
+                drawn[place] = (positives.tolist(), negatives.tolist())
+        return drawn
+
+    def _draw(self, source: int, rows: Rows) -> list[tuple[Ints, Ints]]:
+        """For rows of one source: how many positives each draws, and which; the same of hard negatives."""
+        index = self.mixture.indexes[source]
+        sides = (
+            ("positives", index.num_positives, self.num_positives),
+            ("negatives", index.num_negatives, self.num_negatives),
+        )
+        return [
+            draw(counts[rows.row], wanted, rows=rows.row, visits=rows.visit, seed=self._stream(source, side))
+            for side, counts, wanted in sides
+        ]
+
+    def _keys(self, rows: Rows) -> RowKeys:
+        """Ids of the texts that each row brings into a batch: drawn positives first, then the query, then negatives."""
+        ids, owners = [], []
+        for source, index in enumerate(self.mixture.indexes):
+            at = np.flatnonzero(rows.source == source)
+            row = rows.row[at]
+            (taken_p, which_p), (taken_n, which_n) = self._draw(source, rows[at])
+            ids += [
+                index.positive_ids[np.repeat(index.positive_offsets[row], taken_p) + which_p],
+                index.query_ids[row],
+                index.negative_ids[np.repeat(index.negative_offsets[row], taken_n) + which_n],
+            ]
+            owners += [np.repeat(at, taken_p), at, np.repeat(at, taken_n)]
+        owner = np.concatenate(owners)
+        by_row = np.argsort(owner, kind="stable")
+        return RowKeys.of(np.concatenate(ids)[by_row], np.bincount(owner, minlength=len(rows)))
+
+    def _stream(self, source: int, side: str) -> int:
+        return text_id(f"{self.seed}/{self.mixture.names[source]}/{side}")
+
+    def _generator(self, name: str, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, text_id(name), number])
+
+
+def batch_sizes(rows: int, batch: int, drop_last: bool = False) -> Ints:
+    """Sizes of the batches that `rows` make.
+
+    >>> batch_sizes(10, 4).tolist(), batch_sizes(9, 4).tolist(), batch_sizes(10, 4, drop_last=True).tolist()
+    ([4, 4, 2], [4, 5], [4, 4])
+    """
+    full, tail = divmod(rows, batch)
+    sizes = [batch] * full
+    if tail and not drop_last:
+        if 2 * tail < batch and full:
+            sizes[-1] += tail
+        else:
+            sizes.append(tail)
+    return np.array(sizes, dtype=np.int64)
+
+
+def part(count: int, number: int, parts: int) -> slice:
+    """The `number`-th of `parts` contiguous slices of `count` things, equal to within one.
+
+    >>> [part(7, i, 3) for i in range(3)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    return slice(count * number // parts, count * (number + 1) // parts)
+
+
+def _offsets(sizes: Ints | list[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _check_sizes(
+    mixture: Mixture, batch: int, num_positives: int | None, num_negatives: int | None, drop_last: bool
+) -> None:
+    if batch < 1:
+        raise ConfigError(f"training.global_batch_size={batch}: expected at least 1 query.")
+    if num_positives is not None and num_positives < 1:
+        raise ConfigError(f"data.num_positives={num_positives}: expected at least 1, or null for all.")
+    if num_negatives is not None and num_negatives < 0:
+        raise ConfigError(f"data.num_negatives={num_negatives}: expected 0 or more, or null for all.")
+    if drop_last:
+        pools = zip(mixture.names, mixture.sizes, strict=True)
+        short = [f"{n} ({s} rows)" for n, s in pools if s < batch] if mixture.batching == "one_source" else []
+        if short or mixture.sizes.sum() < batch:
+            raise ConfigError(
+                f"data.drop_last=true drops every row of {', '.join(short) or 'the data'}: a global batch has {batch}. "
+                "Lower training.global_batch_size or set data.drop_last=false."
+            )

@@ -1,0 +1,185 @@
+"""Texts to ragged tokens: prompt, special tokens, truncation and what pooling may read, in one place.
+
+The tokens of a text are those the Hugging Face tokenizer makes of `prompt + text`, with its special tokens around them,
+cut on the right so that the special tokens survive. Nothing is padded.
+
+Three things go wrong when they are spread over a code base, so they are done here and nowhere else:
+
+1. The last token. With `append_eos` a text is cut at one token less than the maximum and the EOS token is put behind it,
+   unless the tokenizer's own post-processing has put it there. Releases of one tokenizer differ in that; the result does not.
+2. The prompt's tokens. Prompt and text are tokenised together, as the model will see them, and the border is found by
+   character offsets. A token that holds characters of both belongs to the text.
+3. Truncation is counted, not silent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from embedtrain.data.prompts import Prompts
+from embedtrain.errors import ConfigError, DataError
+from embedtrain.types import RaggedTokens, Role
+
+log = logging.getLogger(__name__)
+
+
+class TextTokenizer:
+    """Tokenises texts of one role at a time.
+
+    tokenizer             a Hugging Face fast tokenizer
+    prompts               what is put in front of each text
+    max_query_length,
+    max_document_length   tokens of a text with its prompt and special tokens
+    append_eos            the last token of every text is EOS; for pooling that reads the last token
+
+    Raises ConfigError when the tokenizer is slow, has no EOS, or cannot fit one token of text into a maximum length.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        prompts: Prompts,
+        max_query_length: int,
+        max_document_length: int,
+        append_eos: bool = False,
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"{type(tokenizer).__name__} is a slow tokenizer and knows no character offsets. Convert it to a fast one "
+                "(a tokenizer.json beside the weights)."
+            )
+        tokenizer.truncation_side = "right"  # cut on the left would cut the prompt; the export carries this too
+        self.hf = tokenizer
+        self.prompts = prompts
+        self.max_length: dict[Role, int] = {"query": max_query_length, "document": max_document_length}
+        self.append_eos = append_eos
+        self.eos_id = self._find_eos() if append_eos else None
+        self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1] == self.eos_id
+        self._warned_prefixes: set[str] = set()
+        self._check_lengths()
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role,
+        source: str | Sequence[str] | None = None,
+        instructions: Sequence[str | None] | None = None,
+    ) -> tuple[RaggedTokens, int]:
+        """Tokens of N texts, and how many of the texts were cut at the maximum length.
+
+        `source` is one name for all texts or one for each; `instructions` has one entry for each.
+
+        Raises DataError for a text of which no token is left to pool, ConfigError for a prompt that fills the maximum.
+        """
+        prefixes = self._prefixes(len(texts), role, source, instructions)
+        joined = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+        if not joined:
+            return RaggedTokens.from_lists([]), 0
+        limit = self.max_length[role]
+        room = limit - 1 if self.append_eos and not self._appends_itself else limit
+        batch = self._encode_batch(joined, room)
+        ids = [self._closed(one) for one in batch["input_ids"]]
+        truncated = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+        if not all(ids):
+            raise DataError(f"the text {joined[ids.index([])]!r} has no token in this tokenizer. Remove the row.")
+        skip = None
+        if not self.prompts.pool_prompt and any(prefixes):
+            skip = [
+                self._prompt_tokens(prefix, text, encoding, len(one), role)
+                for prefix, text, encoding, one in zip(prefixes, joined, batch.encodings, ids, strict=True)
+            ]
+        return RaggedTokens.from_lists(ids, skip), truncated
+
+    def _prefixes(
+        self,
+        count: int,
+        role: Role,
+        source: str | Sequence[str] | None,
+        instructions: Sequence[str | None] | None,
+    ) -> list[str]:
+        sources = [source] * count if source is None or isinstance(source, str) else list(source)
+        if instructions is None:
+            instructions = [None] * count
+        made: dict[tuple[str | None, str | None], str] = {}  # few distinct ones among many texts
+        for key in set(zip(sources, instructions, strict=True)):
+            made[key] = self.prompts.prefix(role, source=key[0], instruction=key[1])
+        return [made[key] for key in zip(sources, instructions, strict=True)]
+
+    def _encode_batch(self, texts: Sequence[str], max_length: int) -> Any:
+        return self.hf(
+            list(texts),
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+
+    def _ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        return self._encode_batch(texts, max_length)["input_ids"]
+
+    def _closed(self, ids: list[int]) -> list[int]:
+        """With EOS behind it, exactly once."""
+        if not self.append_eos or (ids and ids[-1] == self.eos_id):
+            return ids
+        return [*ids, self.eos_id]  # type: ignore[list-item]
+
+    def _prompt_tokens(self, prefix: str, text: str, encoding: Any, length: int, role: Role) -> int:
+        """How many leading tokens belong to the prompt; the leading special token counts as one of them."""
+        if not prefix:
+            return 0
+        border = len(prefix)
+        special = encoding.special_tokens_mask
+        for position, (_, end) in enumerate(encoding.offsets):
+            if end > border and not special[position]:
+                self._warn_of_joined_token(prefix, position)
+                return position
+        if encoding.overflowing:
+            raise ConfigError(
+                f"encoder.max_{role}_length={self.max_length[role]} is used up by the prompt {prefix!r}: no token of the "
+                f"text {text[border : border + 40]!r} is left. Raise it or shorten the prompt."
+            )
+        # The tokenizer makes nothing of the text (control characters, say): what is behind the prompt is EOS or SEP.
+        content = [position for position, is_special in enumerate(special) if not is_special]
+        behind = content[-1] + 1 if content else 0
+        if behind < length:
+            return behind
+        raise DataError(f"the text {text[border:]!r} has no token in this tokenizer. Remove the row.")
+
+    def _warn_of_joined_token(self, prefix: str, position: int) -> None:
+        """Where tokenising the prompt alone counts otherwise, sentence-transformers will mask otherwise: say so, once."""
+        if prefix in self._warned_prefixes:
+            return
+        self._warned_prefixes.add(prefix)
+        alone = self._ids([prefix], 1 << 20)[0]
+        count = len(alone) - (alone[-1] in self.hf.all_special_ids)
+        if count != position:
+            log.warning(
+                "prompt %r: its last characters share a token with the text. Alone it has %d tokens, before a text %d. "
+                "sentence-transformers leaves the first %d out of pooling, training leaves out %d. "
+                "A prompt without a space at its end avoids this.",
+                *(prefix, count, position, count, position),
+            )
+
+    def _find_eos(self) -> int:
+        # BERT-like tokenizers have no EOS; their SEP is put at the end of every text and does its work.
+        for token in (self.hf.eos_token_id, self.hf.sep_token_id):
+            if token is not None:
+                return token
+        raise ConfigError(
+            f"encoder.append_eos: {type(self.hf).__name__} has neither an EOS nor a SEP token. "
+            "Set tokenizer.eos_token, or take a pooling that does not read the last token."
+        )
+
+    def _check_lengths(self) -> None:
+        special = len(self._ids(["a"], 64)[0]) - 1 + (self.append_eos and not self._appends_itself)
+        for role, length in self.max_length.items():
+            if length <= special:
+                raise ConfigError(
+                    f"encoder.max_{role}_length={length} leaves no token for text beside {special} special tokens. "
+                    f"Use at least {special + 1}; a usual value is 512."
+                )

@@ -1,0 +1,215 @@
+"""Retrieval: encode queries and documents, search exactly, measure with ir_measures.
+
+rank r encodes queries r, r + W, ...        -> all query embeddings on every rank
+rank r encodes documents r, r + W, ...      chunk by chunk, searches each chunk, keeps the best k, drops the chunk
+merge                                       -> the ranking that one process would have found
+rank 0 measures and tells the others        -> the same result everywhere
+
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import torch
+from torch import Tensor
+
+from embedtrain.distributed import broadcast_object, is_main
+from embedtrain.errors import ConfigError
+from embedtrain.evaluation.beir import read_beir
+from embedtrain.evaluation.encoding import TextEncoder, encode, encode_shares, prompts_used, share_of_rank
+from embedtrain.evaluation.result import EvaluationResult, QueryExample
+from embedtrain.evaluation.retrieval_data import RetrievalData, data_from_pairs
+from embedtrain.evaluation.search import merge_over_ranks, top_k
+from embedtrain.types import TrainingExample
+
+# What a config may ask for. Cutoffs are ranks, from 1.
+MEASURES = {
+    "ndcg": ir_measures.nDCG,
+    "mrr": ir_measures.RR,
+    "recall": ir_measures.R,
+    "precision": ir_measures.P,
+    "map": ir_measures.AP,
+    "accuracy": ir_measures.Success,  # at least one relevant document among the first k
+}
+METRICS = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
+EXAMPLE_CHARACTERS = 240
+
+
+class RetrievalEvaluator:
+    """Retrieval on a BEIR folder: the same result on every rank.
+
+    Args:
+        path: the folder, see `beir.py`.
+        split: which `qrels/<split>.tsv`.
+        metrics: `<measure>@<cutoff>`, the first is primary. Measures: ndcg, mrr, recall, precision, map, accuracy.
+        source: the training source whose prompts the texts get; null: the common prompts.
+        instruction: the task, where the prompt has a place for it.
+        chunk_documents: documents encoded and searched at a time, per rank. Changes memory, never the result.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        split: str = "test",
+        metrics: Sequence[str] = METRICS,
+        source: str | None = None,
+        instruction: str | None = None,
+        chunk_documents: int = 16384,
+    ) -> None:
+        self._set_up(read_beir(path, split), metrics, source, instruction, chunk_documents)
+
+    def _set_up(
+        self,
+        data: RetrievalData,
+        metrics: Sequence[str],
+        source: str | None,
+        instruction: str | None,
+        chunk_documents: int,
+    ) -> None:
+        self.data = data
+        self.measures = parse_metrics(metrics)
+        self.source = source
+        self.instruction = instruction
+        self.chunk_documents = chunk_documents
+        # The search puts equal scores in this order. It is that of trec_eval, so that figures agree with published ones.
+        self.ids = sorted(data.documents, reverse=True)
+
+    def __call__(self, encoder: TextEncoder, *, show_progress: bool = False) -> EvaluationResult:
+        start = time.perf_counter()
+        ranking = self._search(encoder, show_progress and is_main())
+        if not is_main():
+            return broadcast_object(None)  # type: ignore[return-value]  # what rank 0 measured
+        details = {"seconds": round(time.perf_counter() - start, 3), **prompts_used(encoder, self.source)}
+        return broadcast_object(measure_ranking(self.data, ranking, self.measures, details))
+
+    def _search(self, encoder: TextEncoder, show_progress: bool) -> dict[str, list[str]]:
+        """The ids of the best documents of each query, best first."""
+        data = self.data
+        queries = self._encode_queries(encoder, show_progress)
+        depth = max(measure["cutoff"] for measure in self.measures.values())
+        k = depth + bool(data.own_documents)  # a query's own document is taken out afterwards
+        mine = share_of_rank(len(data.documents))
+        scores, indices = top_k(queries, self._document_chunks(encoder, mine, show_progress), k)
+        mine_indices = torch.tensor(mine, dtype=torch.int64, device=indices.device)
+        _, indices = merge_over_ranks(scores, mine_indices[indices], k)
+        ranking = {}
+        for query, found in zip(data.queries, indices.tolist(), strict=True):
+            own = data.own_documents.get(query)
+            ranking[query] = [self.ids[i] for i in found if self.ids[i] != own][:depth]
+        return ranking
+
+    def _encode_queries(self, encoder: TextEncoder, show_progress: bool) -> Tensor:
+        """[Q, E], on the device where the search runs."""
+        instructions = [self.data.instructions.get(query, self.instruction) for query in self.data.queries]
+        queries = encode_shares(
+            encoder,
+            list(self.data.queries.values()),
+            role="query",
+            source=self.source,
+            instructions=instructions,
+            show_progress=show_progress,
+        )
+        return queries.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _document_chunks(self, encoder: TextEncoder, mine: Sequence[int], show_progress: bool) -> Iterator[Tensor]:
+        """Embeddings [C, E] of this rank's documents."""
+        for start in range(0, len(mine), self.chunk_documents):
+            chunk = mine[start : start + self.chunk_documents]
+            yield encode(
+                encoder,
+                [self.data.documents[self.ids[i]] for i in chunk],
+                role="document",
+                source=self.source,
+                instructions=[self.instruction] * len(chunk),
+                show_progress=show_progress,
+            )
+
+
+class PairsEvaluator(RetrievalEvaluator):
+    """Retrieval on rows of pairs: every query has to find its own positives among the documents of all rows.
+
+    The more rows, the harder: compare the figures only with those of the same rows. `pairs` is a source of training
+    examples; with `held_out: {share: ..., part: dev}` it gives the rows that the same source with `part: train` leaves out.
+
+    Args:
+        pairs: the rows.
+        name: of the result.
+        Others as `RetrievalEvaluator`.
+    """
+
+    def __init__(
+        self,
+        *,
+        pairs: Iterable[TrainingExample],
+        name: str = "held_out",
+        metrics: Sequence[str] = METRICS,
+        source: str | None = None,
+        instruction: str | None = None,
+        chunk_documents: int = 16384,
+    ) -> None:
+        self._set_up(data_from_pairs(pairs, name), metrics, source, instruction, chunk_documents)
+
+
+def parse_metrics(names: Sequence[str]) -> dict[str, Any]:
+    """`"ndcg@10"` -> the measure of ir_measures. Raises ConfigError for what is none."""
+    measures = {}
+    for name in names:
+        family, _, cutoff = name.partition("@")
+        if family not in MEASURES or not cutoff.isdigit() or int(cutoff) < 1:
+            raise ConfigError(
+                f"metrics: {name!r} is no retrieval metric. Expected <measure>@<cutoff>, such as ndcg@10, with a measure "
+                f"of {', '.join(MEASURES)}."
+            )
+        measures[name] = MEASURES[family] @ int(cutoff)
+    if not measures:
+        raise ConfigError("metrics: expected at least one, such as ndcg@10; the first is the primary one.")
+    return measures
+
+
+def measure_ranking(
+    data: RetrievalData, ranking: dict[str, list[str]], measures: dict[str, Any], details: dict[str, Any]
+) -> EvaluationResult:
+    """Figures of a ranking: query id -> document ids, best first."""
+    # The library sorts by score and breaks ties its own way. The order was decided in the search, so it gets ranks.
+    run = {query: {document: -float(i) for i, document in enumerate(found)} for query, found in ranking.items()}
+    per_query: dict[str, dict[str, float]] = {name: {} for name in measures}
+    names = {measure: name for name, measure in measures.items()}
+    for value in ir_measures.iter_calc(list(measures.values()), data.judgements, run):
+        per_query[names[value.measure]][value.query_id] = value.value
+    return EvaluationResult(
+        name=data.name,
+        metrics={name: math.fsum(values.values()) / len(values) for name, values in per_query.items()},
+        primary=next(iter(measures)),
+        per_query={name: {query: values[query] for query in data.queries} for name, values in per_query.items()},
+        examples={query: _example(data, query, found) for query, found in ranking.items()},
+        details={
+            "num_queries": len(data.queries),
+            "num_documents": len(data.documents),
+            "num_unjudged_queries": data.num_unjudged,
+            **details,
+        },
+    )
+
+
+def _example(data: RetrievalData, query: str, found: list[str]) -> QueryExample:
+    relevant = [document for document, grade in data.judgements[query].items() if grade > 0]
+    ranks = [rank for rank, document in enumerate(found, start=1) if document in relevant]
+    best = found[ranks[0] - 1] if ranks else relevant[0]
+    return QueryExample(
+        query=_cut(data.queries[query]),
+        relevant=_cut(data.documents[best]),
+        found=_cut(data.documents[found[0]]),
+        rank=ranks[0] if ranks else None,
+    )
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= EXAMPLE_CHARACTERS else text[: EXAMPLE_CHARACTERS - 1].rstrip() + "…"

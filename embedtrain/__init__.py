@@ -1,0 +1,3 @@
+"""Train embedding models by contrast."""
+
+__version__ = "0.1.0"

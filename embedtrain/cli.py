@@ -1,0 +1,229 @@
+"""The command line: one grammar, `embedtrain <command> recipe=<name> key=value ...`.
+
+Whatever is wrong with the arguments or the config is said before torch is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from embedtrain.errors import ConfigError, EmbedtrainError
+
+if TYPE_CHECKING:
+    from embedtrain.config.compose import Composed
+    from embedtrain.run import Run
+
+log = logging.getLogger("embedtrain")
+
+TERMINATED = 143  # as a shell reports a process that SIGTERM ended: 128 + 15
+
+USAGE = """\
+usage: embedtrain <command> [recipe=<name>] [key=value ...] [--config-dir DIR] [--from-run DIR]
+
+commands
+  train      train, prove, export and report; `accelerate launch train.py ...` is the same on many devices
+  check      the resolved config with where each part is from, and the plan; also: world=8 output=json
+  recipes    what recipe=<name> can be
+
+settings
+  recipe=quickstart              a whole run from recipes/; or a file: recipe=path/to/mine.yaml
+  loss=infonce                   another option of a group: a file in configs/<group>/
+  optim.learning_rate=1e-5       a value; a list is [a,b], text with a comma needs quotes within quotes
+  ~trackers.wandb                take a part out
+  run.name=mine run.seed=1       see `embedtrain check` for every key
+
+flags
+  --config-dir DIR   a folder with options of your own: DIR/recipe/mine.yaml, DIR/loss/mine.yaml (or set EMBEDTRAIN_CONFIG_PATH)
+  --from-run DIR     the saved config of a run in place of a recipe, in a new run directory
+  --version, --help
+
+examples
+  embedtrain check recipe=quickstart
+  embedtrain train recipe=finetune data.path=pairs.jsonl backbone.name=BAAI/bge-small-en-v1.5
+  accelerate launch --config_file launch/ddp_8gpu.yaml train.py recipe=quickstart
+"""
+
+_REFUSED = {
+    "-m": "a sweep inside a launch would run every trial in every rank, sharing one process group. Start one command per trial.",
+    "--local_rank": "ranks come from the launcher's environment. Start with `accelerate launch train.py ...` or `torchrun`.",
+    "--cfg": "`embedtrain check recipe=...` prints the config and where each part is from.",
+    "--config-name": "a run is chosen with recipe=<name>; a recipe of your own: recipe=path/to/mine.yaml or --config-dir DIR.",
+}
+_REFUSED |= {
+    "--multirun": _REFUSED["-m"],
+    "--local-rank": _REFUSED["--local_rank"],
+    "-c": _REFUSED["--cfg"],
+    "--info": _REFUSED["--cfg"],
+    "--resolve": _REFUSED["--cfg"],
+    "-cn": _REFUSED["--config-name"],
+    "--config-path": _REFUSED["--config-name"],
+    "-cp": _REFUSED["--config-name"],
+}
+
+
+@dataclass
+class Arguments:
+    """A command line, taken apart."""
+
+    overrides: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+    from_run: str | None = None
+    help: bool = False
+
+    def take(self, key: str, default: str, choices: Sequence[str] | None = None) -> str:
+        """The value of `key=value`, which belongs to the command and not to the config."""
+        for text in list(self.overrides):
+            name, _, value = text.partition("=")
+            if name == key:
+                self.overrides.remove(text)
+                default = value
+        if choices is not None and default not in choices:
+            raise ConfigError(f"{key}={default}: expected one of {', '.join(choices)}.")
+        return default
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Raises ConfigError for a flag that there is not."""
+    found = Arguments()
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if word in ("-h", "--help"):
+            found.help = True
+        elif flag in ("--config-dir", "--from-run"):
+            if not equals and not words:
+                raise ConfigError(f"{flag}: expected a folder after it.")
+            setattr(found, flag[2:].replace("-", "_"), value if equals else words.pop(0))
+        elif flag in _REFUSED:
+            raise ConfigError(f"{flag}: {_REFUSED[flag]}")
+        elif word.startswith("-"):
+            from embedtrain.config.explain import bad_syntax
+
+            raise ConfigError(bad_syntax(word))
+        else:
+            found.overrides.append(word)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command `embedtrain`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        from embedtrain import __version__
+
+        print(__version__)
+        return 0
+    return _run(words[0], words[1:])
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """`train.py`: the command `train`."""
+    return _run("train", list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(command: str, words: list[str]) -> int:
+    """The exit code: 2 for a config that cannot run, 1 for what failed on the way, 130 after Ctrl-C."""
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(_no_such_command(command))
+        arguments = parse(words)
+        if arguments.help:
+            print(USAGE, end="")
+            return 0
+        return COMMANDS[command](arguments)
+    except ConfigError as error:
+        _say(error, all_ranks=False)
+        return 2
+    except EmbedtrainError as error:
+        _say(error, all_ranks=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `embedtrain check ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _no_such_command(command: str) -> str:
+    from embedtrain.config.explain import did_you_mean
+
+    if "=" in command or command.startswith("-"):
+        return f"{command}: a command comes first, e.g. `embedtrain train {command}`. There are: {', '.join(COMMANDS)}."
+    return f"{command}: there is no such command.{did_you_mean(command, COMMANDS)} There are: {', '.join(COMMANDS)}."
+
+
+def _say(error: Exception, *, all_ranks: bool) -> None:
+    """The message, without a traceback. A config is the same for all ranks of a machine: one of them speaks."""
+    sys.stdout.flush()
+    rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    if all_ranks or local == 0:
+        who = f"[rank {rank}] " if rank else ""
+        print(f"{who}error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(5)  # the launcher ends all ranks when one ends: let the one that speaks be the first
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def _compose(arguments: Arguments) -> tuple[Composed, list[str]]:
+    from embedtrain.config.compose import compose_config
+    from embedtrain.config.validate import validate
+
+    composed = compose_config(arguments.overrides, config_dir=arguments.config_dir, from_run=arguments.from_run)
+    return composed, validate(composed.config, composed.problems)
+
+
+def _train(arguments: Arguments) -> int:
+    from embedtrain.run import Run, standing
+
+    composed, warnings = _compose(arguments)
+    if os.environ.get("RANK", "0") == "0":
+        standing(composed.config)  # refuses a directory of another run now, and not after half a minute of imports
+
+    from accelerate import PartialState
+
+    from embedtrain import distributed
+    from embedtrain.training.job import run_training
+    from embedtrain.training.trainer import Terminated
+
+    PartialState()  # joins the process group that the launcher asked for
+    run = Run.start(composed.config, composed.overrides, composed.choices)
+    if run.finished:
+        log.info(
+            "%s is finished: there is nothing left to train. Its report: %s\nTo train again choose another run.name.",
+            run.dir,
+            run.dir / "report.html",
+        )
+        return 0
+    _announce(run, warnings)
+    try:
+        code = run_training(run.config, run)
+    except Terminated as stop:
+        log.info("%s", stop)
+        return TERMINATED
+    if code == 0 and distributed.is_main():
+        run.finish()
+    distributed.shutdown()
+    return code
+
+
+def _announce(run: Run, warnings: Sequence[str]) -> None:
+    log.info("run %s%s", run.dir, ", resumed" if run.resumed else "")
+    for note in run.notes:
+        log.info("changed since the start: %s", note)
+    for warning in warnings:
+        log.warning("%s", warning)
+
+
+COMMANDS: dict[str, Callable[[Arguments], int]] = {"train": _train}

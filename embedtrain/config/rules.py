@@ -1,0 +1,261 @@
+"""What must hold between keys. A rule yields problems; `Warning`s are settings that work and may be regretted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was asked for and cannot be had."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What works, and what the user may come to regret."""
+
+    text: str
+
+
+Finding = Problem | Regret
+Rule = Callable[[dict[str, Any]], Iterator[Finding]]
+
+
+def relations(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """(problems, warnings) of all rules."""
+    findings = [finding for rule in RULES for finding in rule(config)]
+    return (
+        [f.text for f in findings if isinstance(f, Problem)],
+        [f.text for f in findings if isinstance(f, Regret)],
+    )
+
+
+def world_size() -> int:
+    """Ranks of this launch, as the launcher says before any process group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def queries_per_micro_batch(config: dict[str, Any]) -> float:
+    """Queries that see each other's documents: of all ranks, of one micro-batch."""
+    training = config["training"]
+    if training["per_device_batch_size"] is not None:
+        return training["per_device_batch_size"] * world_size()
+    return training["global_batch_size"] / training["accumulation_steps"]
+
+
+def uses_in_batch_negatives(loss: Any) -> bool:
+    """Whether a loss, or one inside it, contrasts a query with the documents of others."""
+    if not isinstance(loss, dict):
+        return False
+    return loss.get("negatives") == "in_batch" or any(uses_in_batch_negatives(inner) for inner in loss.values())
+
+
+def batch_size(config: dict[str, Any]) -> Iterator[Finding]:
+    training = config["training"]
+    total, own = training["global_batch_size"], training["per_device_batch_size"]
+    if total is None and own is None:
+        yield Problem(
+            "training.global_batch_size: set it (queries per step, all ranks together) or training.per_device_batch_size "
+            "(queries per rank and micro-batch); neither is set."
+        )
+    elif total is not None and own is not None:
+        yield Problem(
+            f"training.global_batch_size={total} and training.per_device_batch_size={own}: set one of them and the other to "
+            "null (training.global_batch_size=null)."
+        )
+    elif total is not None and total % training["accumulation_steps"]:
+        yield Problem(
+            f"training.accumulation_steps={training['accumulation_steps']} does not divide "
+            f"training.global_batch_size={total}: every micro-batch must hold equally many queries."
+        )
+    elif total is not None and total // training["accumulation_steps"] < world_size():
+        yield Problem(
+            f"training.global_batch_size={total} gives each of {training['accumulation_steps']} micro-batches "
+            f"{total // training['accumulation_steps']} queries, fewer than the {world_size()} ranks: some would have none."
+        )
+
+
+def duration(config: dict[str, Any]) -> Iterator[Finding]:
+    training = config["training"]
+    if training["epochs"] is None and training["max_steps"] is None:
+        yield Problem("training.epochs: set it or training.max_steps; neither is set.")
+    warmup, steps = config["optim"]["warmup_steps"], training["max_steps"]
+    if warmup is not None and steps is not None and warmup >= steps:
+        yield Problem(
+            f"optim.warmup_steps={warmup}: the run has only training.max_steps={steps}, so it would never leave the warm-up."
+        )
+
+
+def candidates(config: dict[str, Any]) -> Iterator[Finding]:
+    """A query contrasted with its own positive alone has loss 0 and gradient 0 for ever."""
+    if _batch_is_unset(config):
+        return
+    in_batch = uses_in_batch_negatives(config["loss"])
+    queries, negatives = queries_per_micro_batch(config), config["data"]["num_negatives"]
+    if in_batch and queries >= 2:
+        return
+    if "negatives" not in str(config["loss"]):
+        return  # a loss of another kind
+    why = f"a micro-batch has {queries:g} query" if in_batch else "the loss reads a query's own hard negatives only"
+    if negatives == 0:
+        yield Problem(
+            f"data.num_negatives=0: {why}, so each query would see 1 candidate, its own positive, and the loss would be 0. "
+            "At least 2 are needed: raise the batch size or data.num_negatives."
+        )
+    elif negatives is None:
+        yield Regret(f"data.num_negatives: {why}; a row without a hard negative teaches nothing.")
+
+
+def accumulation(config: dict[str, Any]) -> Iterator[Finding]:
+    steps = config["training"]["accumulation_steps"]
+    if steps == 1 or not uses_in_batch_negatives(config["loss"]) or _batch_is_unset(config):
+        return
+    own = queries_per_micro_batch(config)
+    yield Regret(
+        f"training.accumulation_steps={steps}: micro-batches do not see each other, so a query has {own - 1:g} other queries' "
+        f"documents as negatives and not {own * steps - 1:g}. Memory is bounded by training.chunk_tokens already; for all "
+        "negatives at the same memory: training.accumulation_steps=1 training.cached_share=1.0"
+    )
+
+
+def _batch_is_unset(config: dict[str, Any]) -> bool:
+    training = config["training"]
+    return (training["global_batch_size"] is None) == (training["per_device_batch_size"] is None)
+
+
+def sources(config: dict[str, Any]) -> Iterator[Finding]:
+    if not any(source is not None for source in config["data"]["sources"].values()):
+        yield Problem(
+            "data.sources: there is nothing to train on. recipe=finetune data.path=pairs.jsonl, or add a source: "
+            "+source@data.sources.mine=jsonl data.sources.mine.path=pairs.jsonl"
+        )
+    unknown = (
+        set(config["prompts"]["sources"]) - set(config["data"]["sources"]) - set(config["evaluation"]["evaluators"])
+    )
+    for name in sorted(unknown):
+        yield Problem(
+            f"prompts.sources.{name}: there is no source or evaluator of that name. There are: "
+            f"{', '.join([*config['data']['sources'], *config['evaluation']['evaluators']]) or 'none'}."
+        )
+
+
+def paths(config: dict[str, Any]) -> Iterator[Finding]:
+    """Files and folders that components read. Relative ones start where the command was started."""
+    for collection, nodes in (
+        ("data.sources", config["data"]["sources"]),
+        ("evaluation.evaluators", config["evaluation"]["evaluators"]),
+    ):
+        for name, node in nodes.items():
+            for place, path in _paths(node, f"{collection}.{name}"):
+                if not Path(path).expanduser().exists():
+                    yield Problem(f"{place}: there is no file or folder {Path(path).expanduser().absolute()}.")
+
+
+def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(node, dict):
+        return
+    for name, value in node.items():
+        if name == "path" and isinstance(value, str):
+            yield f"{key}.path", value
+        yield from _paths(value, f"{key}.{name}")
+
+
+def backbone(config: dict[str, Any]) -> Iterator[Finding]:
+    if config["backbone"].get("trust_remote_code"):
+        yield Regret("backbone.trust_remote_code=true: Python code of the model's author will run on this machine.")
+    dtype = config["backbone"].get("dtype", "float32")
+    if dtype != "float32" and not config["backbone"].get("lora"):
+        yield Regret(
+            f"backbone.dtype={dtype}: weights that are trained in this type lose most small updates (at a learning rate of "
+            "1e-5 five of six do not move). Keep float32 with training.mixed_precision=bf16, or train adapters (backbone.lora)."
+        )
+
+
+def precision(config: dict[str, Any]) -> Iterator[Finding]:
+    if config["training"]["mixed_precision"] == "fp16":
+        yield Regret(
+            "training.mixed_precision=fp16: large models overflow its range (65504) and a low temperature is unstable in it. "
+            "bf16 has the range of fp32 at the same speed."
+        )
+
+
+def prompts(config: dict[str, Any]) -> Iterator[Finding]:
+    wanted = {"": config["prompts"], **{f"sources.{k}.": v or {} for k, v in config["prompts"]["sources"].items()}}
+    for place, prompt in wanted.items():
+        if "{instruction}" in (prompt.get("document") or ""):
+            yield Problem(
+                f"prompts.{place}document: {{instruction}} may stand in the query prompt only; a document has no task."
+            )
+    for name, prompt in config["prompts"]["sources"].items():
+        for key in sorted(set(prompt or {}) - {"query", "document"}):
+            yield Problem(f"prompts.sources.{name}.{key}: expected query or document.")
+
+
+def groups(config: dict[str, Any]) -> Iterator[Finding]:
+    for pattern, values in config["optim"]["groups"].items():
+        if not isinstance(values, dict) or not values or set(values) - {"learning_rate", "weight_decay"}:
+            yield Problem(
+                f"optim.groups.{pattern}: expected {{learning_rate: ..., weight_decay: ...}} or one of them, got {values!r}."
+            )
+    if len(config["optim"]["betas"]) != 2 or not all(0 <= beta < 1 for beta in config["optim"]["betas"]):
+        yield Problem(f"optim.betas: expected two numbers in [0, 1), got {config['optim']['betas']!r}.")
+
+
+def evaluation(config: dict[str, Any]) -> Iterator[Finding]:
+    evaluators = [name for name, node in config["evaluation"]["evaluators"].items() if node is not None]
+    training = config["training"]
+    stop = training["early_stop"]
+    if not evaluators:
+        if training["evaluate_every"] is not None:
+            yield Problem("training.evaluate_every: there is nothing to evaluate; evaluation.evaluators is empty.")
+        if stop["patience"] is not None:
+            yield Problem(
+                "training.early_stop.patience: needs something to get better; evaluation.evaluators is empty."
+            )
+        if config["evaluation"]["before"] or config["evaluation"]["after"]:
+            yield Regret("evaluation.evaluators: empty, so nothing will say whether the model got better.")
+    elif stop["patience"] is not None and training["evaluate_every"] is None:
+        yield Problem(
+            "training.early_stop.patience: set training.evaluate_every (steps); without it nothing is measured on the way."
+        )
+    for key, value in (
+        ("evaluation.primary", config["evaluation"]["primary"]),
+        ("training.early_stop.metric", stop["metric"]),
+    ):
+        if value is not None and value.partition("/")[0] not in evaluators:
+            yield Problem(
+                f"{key}={value}: expected <evaluator>/<metric> with an evaluator of: {', '.join(evaluators) or 'none'}."
+            )
+
+
+def tracker_packages(config: dict[str, Any]) -> Iterator[Finding]:
+    needs = {"WandbTracker": ("wandb", "wandb"), "TensorBoardTracker": ("tensorboard", "tensorboard")}
+    for name, node in config["trackers"].items():
+        kind = str((node or {}).get("_target_", "")).rpartition(".")[2]
+        if kind in needs and importlib.util.find_spec(needs[kind][0]) is None:
+            yield Problem(
+                f"trackers.{name}: the package {needs[kind][0]} is not installed. pip install 'embedtrain[{needs[kind][1]}]'"
+            )
+
+
+RULES: tuple[Rule, ...] = (
+    batch_size,
+    duration,
+    candidates,
+    accumulation,
+    sources,
+    paths,
+    backbone,
+    precision,
+    prompts,
+    groups,
+    evaluation,
+    tracker_packages,
+)

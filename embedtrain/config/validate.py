@@ -1,0 +1,202 @@
+"""Everything that is wrong with a config, at once, before any weight is read.
+
+    frame         keys that nothing reads, values out of their limits
+    components    `_target_` leads somewhere, every parameter exists, fits and is there
+    missing       values that are required and not set
+    relations     what must hold between keys (rules.py)
+
+Each message starts with the key as the user writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from embedtrain.config.explain import did_you_mean, unknown_key, yaml_no
+from embedtrain.config.rules import relations
+from embedtrain.config.schema import settings
+from embedtrain.config.signatures import Signature, TargetError, fits, signature, words
+from embedtrain.errors import ConfigError
+
+MISSING = "???"
+
+# The components of a run, and what the program adds to their parameters when it builds them.
+COMPONENTS: dict[str, frozenset[str]] = {
+    "backbone": frozenset(),
+    "pooling": frozenset({"hidden_size"}),
+    "loss": frozenset(),
+}
+COLLECTIONS: dict[str, frozenset[str]] = {
+    "data.sources": frozenset(),
+    "evaluation.evaluators": frozenset(),
+    "trackers": frozenset(),
+    "training.callbacks": frozenset(),
+}
+
+
+def validate(config: dict[str, Any], problems: Sequence[str] = ()) -> list[str]:
+    """Check a resolved config. `problems`: what was found while it was put together.
+
+    Returns warnings: settings that work and may be regretted. Raises ConfigError with all problems; with
+    training.strict the warnings are among them.
+    """
+    found = [*problems, *_frame(config), *_missing(config), *_components(config)]
+    # Relations read many keys; they are asked once the keys themselves are right.
+    warnings: list[str] = []
+    if not found:
+        wrong, warnings = relations(config)
+        found += wrong
+        if config["training"]["strict"]:
+            found += [f"{warning} (an error because of training.strict)" for warning in warnings]
+    if found:
+        raise ConfigError(report(found))
+    return warnings
+
+
+def report(problems: Sequence[str]) -> str:
+    """One problem as it is; several as a numbered list."""
+    if len(problems) == 1:
+        return problems[0]
+    lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+    return f"{len(problems)} problems in the configuration:\n{lines}"
+
+
+def get(config: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key."""
+    node: Any = config
+    for name in key.split("."):
+        node = node[name]
+    return node
+
+
+def _frame(config: dict[str, Any]) -> Iterator[str]:
+    known = settings()
+    yield from _unknown(config, known, "")
+    for key, field in known.items():
+        try:
+            value = get(config, key)
+        except (KeyError, TypeError):
+            yield f"{key}: not there. Every key of the frame must be; it was taken out with ~ or null."
+            continue
+        if value is None or value == MISSING:
+            continue
+        limits = field.metadata
+        if limits["choices"] and value not in limits["choices"]:
+            hint = yaml_no(value) or did_you_mean(str(value), limits["choices"])
+            yield f"{key}: expected one of {', '.join(limits['choices'])}, got {value!r}.{hint}"
+        for name, holds in (
+            ("at_least", lambda limit, v=value: v >= limit),
+            ("above", lambda limit, v=value: v > limit),
+            ("at_most", lambda limit, v=value: v <= limit),
+        ):
+            limit = limits[name]
+            if limit is not None and isinstance(value, int | float) and not holds(limit):
+                yield f"{key}: must be {name.replace('_', ' ')} {limit:g}, got {value!r}."
+
+
+def _unknown(node: dict[str, Any], known: dict[str, Any], prefix: str) -> Iterator[str]:
+    level = {key[len(prefix) :].partition(".")[0] for key in known if key.startswith(prefix)}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if name not in level:
+            yield unknown_key(key, level)
+        elif key not in known and isinstance(value, dict):
+            yield from _unknown(value, known, f"{key}.")
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _missing(value, f"{prefix}[{number}]")
+    elif node == MISSING:
+        yield f"{prefix}: required, and not set. Set it with {prefix}=..."
+
+
+def _components(config: dict[str, Any]) -> Iterator[str]:
+    allow = [str(prefix) for prefix in config.get("allow_targets") or []]
+    for key, runtime in COMPONENTS.items():
+        yield from _component(config.get(key), key, allow, runtime, required=True)
+    for key, runtime in COLLECTIONS.items():
+        try:
+            named = get(config, key)
+        except (KeyError, TypeError):
+            continue
+        for name, node in (named or {}).items():
+            yield from _component(node, f"{key}.{name}", allow, runtime)
+    # `_target_` works wherever it stands, so it is refused where no component belongs.
+    for key in ("encoder", "prompts", "optim", "run", "export"):
+        for place, node in _nested(config.get(key), key):
+            yield f"{place}._target_: no component belongs here, got {node['_target_']!r}."
+
+
+def _component(
+    node: Any, key: str, allow: list[str], runtime: frozenset[str], *, required: bool = False
+) -> Iterator[str]:
+    if node is None and not required:
+        return  # a source that a recipe drops
+    if not isinstance(node, dict) or "_target_" not in node:
+        if not node and required:
+            yield f"{key}: required, and not set. Choose an option with {key}=<name> (see configs/{key}/)."
+        else:
+            yield f"{key}: expected a component, which is a mapping with _target_, got {node!r}."
+        return
+    if node["_target_"] == MISSING:
+        return
+    try:
+        takes = signature(str(node["_target_"]), allow)
+    except TargetError as error:
+        yield f"{key}._target_: {error}."
+        return
+    yield from _arguments(node, key, takes, runtime)
+    for name, value in node.items():
+        for place, inner in _nested(value, f"{key}.{name}"):
+            yield from _component(inner, place, allow, frozenset())
+
+
+def _arguments(node: dict[str, Any], key: str, takes: Signature, runtime: frozenset[str]) -> Iterator[str]:
+    given = {name for name in node if name != "_target_"}
+    can_set = [name for name in takes.parameters if name not in runtime]
+    for name in sorted(given):
+        if name in takes.parameters and name in runtime:
+            yield f"{key}.{name}: the program sets this itself; leave it out."
+        elif name.startswith("_"):
+            yield f"{key}.{name}: of Hydra's own keys only _target_ is read."
+        elif name not in takes.parameters and not takes.open:
+            yield unknown_key(f"{key}.{name}", can_set, owner=takes.name)
+        elif name in takes.parameters and node[name] != MISSING:
+            annotation, aliases = takes.parameters[name].annotation, takes.aliases or {}
+            if not _is_component(node[name]) and not fits(node[name], annotation, aliases):
+                hint = (
+                    did_you_mean(node[name], _literals(words(annotation, aliases)))
+                    if isinstance(node[name], str)
+                    else ""
+                )
+                yield f"{key}.{name}: expected {words(annotation, aliases)}, got {node[name]!r}.{hint}"
+    for name in can_set:
+        if takes.parameters[name].required and name not in given:
+            yield f"{key}.{name}: required by {takes.name}, and not set. Set it with {key}.{name}=..."
+
+
+def _literals(described: str) -> list[str]:
+    return described.split("'")[1::2]
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _nested(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The components nearest below `value`, itself included."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield key, value
+        else:
+            for name, inner in value.items():
+                yield from _nested(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _nested(inner, f"{key}[{number}]")

@@ -15,6 +15,7 @@ Both forms are read.
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ NORMALIZE = "sentence_transformers.models.Normalize"
 # The one module that sentence-transformers lacks; its file travels with the model.
 LATENT_ATTENTION_FILE = "modeling_latent_attention.py"
 LATENT_ATTENTION = "modeling_latent_attention.LatentAttentionPooling"
+
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 # Pooling mode of version 6 -> key of the versions before.
 POOLING_KEYS = {
@@ -54,6 +57,16 @@ def pooling_modes(config: dict[str, Any]) -> list[str]:
         return [mode] if isinstance(mode, str) else list(mode)
     modes = [name for name, key in POOLING_KEYS.items() if config.get(key)]
     return modes or ["mean"]  # what sentence-transformers does when nothing is switched on
+
+
+def model_config(prompts: dict[str, str], similarity: str) -> dict[str, Any]:
+    return {
+        "model_type": "SentenceTransformer",
+        "__version__": {"embedtrain": version("embedtrain"), "transformers": version("transformers")},
+        "prompts": prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": similarity,
+    }
 
 
 def modules(types: list[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -6,11 +6,16 @@ the section on limits says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 import yaml
 
 from embedtrain.export.record import MetricRecord, RunRecord
+
+# A folder is no name that anybody else could look up; the card gives its last part and no link.
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 _USAGE = """\
 ```python
@@ -53,7 +58,7 @@ def _front_matter(record: RunRecord, trust_remote_code: bool) -> str:
         + (["custom_code"] if trust_remote_code else []),
         "language": list(record.language),
         "license": record.license,
-        "base_model": record.base_model,
+        "base_model": record.base_model if _HUB_NAME.fullmatch(record.base_model or "") else None,
         "datasets": list(record.datasets),
     }
     kept = {key: value for key, value in fields.items() if value}
@@ -65,7 +70,8 @@ def _what(record: RunRecord) -> str:
     if record.embedding_dim:
         first += f": it maps a text to a vector of {record.embedding_dim} numbers"
     if record.base_model:
-        first += f". It was trained from `{record.base_model}`"
+        name = record.base_model if _HUB_NAME.fullmatch(record.base_model) else PurePath(record.base_model).name
+        first += f". It was trained from `{name}`"
     rows: list[tuple[str, object]] = [
         ("Architecture", record.architecture),
         ("Attention", record.attention),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embedtrain.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,3 +63,24 @@ class RunRecord:
     # What came of it
     metrics: tuple[MetricRecord, ...] = ()
     limits: tuple[str, ...] = ()  # sentences: what was not measured, what the model is not for
+
+
+def with_facts_of(encoder: Encoder, record: RunRecord, *, similarity: str | None = None) -> RunRecord:
+    """`record`, where it is silent about the model filled in by the encoder itself."""
+    tokenizer = encoder.tokenizer
+    model = encoder.backbone.hf_model
+    known = RunRecord(
+        base_model=encoder.backbone.name,  # type: ignore[arg-type]
+        architecture=type(model).__name__,
+        pooling=type(encoder.pooling).__name__.removesuffix("Pooling"),
+        pool_prompt=tokenizer.prompts.pool_prompt if any(tokenizer.prompts.templates.values()) else None,
+        normalize=encoder.normalize,
+        embedding_dim=encoder.embedding_dim,
+        max_query_length=tokenizer.max_length["query"],
+        max_document_length=tokenizer.max_length["document"],
+        num_parameters=encoder.num_parameters(),
+        similarity=similarity,
+        prompts=tokenizer.prompts.exported(),
+    )
+    missing = {f.name: getattr(known, f.name) for f in fields(known) if getattr(record, f.name) in (None, {}, ())}
+    return replace(record, **missing)

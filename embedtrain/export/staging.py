@@ -35,7 +35,7 @@ def staged_folder(path: Path, *, needed: int) -> Iterator[Path]:
             raise _full(path, needed, free)
         partial.mkdir()
         yield partial
-        _move_into_place(partial, path)
+        replace_folder(partial, path)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise _full(path, needed, shutil.disk_usage(path.parent).free) from error
@@ -52,13 +52,15 @@ def _replaceable(path: Path) -> bool:
     return path.is_dir() and ((path / "modules.json").exists() or not any(path.iterdir()))
 
 
-def _move_into_place(partial: Path, path: Path) -> None:
-    previous = beside(path, "previous")
-    if path.exists():
+def replace_folder(source: Path, target: Path) -> Path:
+    """Rename `source` to `target`; what was at `target` goes only when the new folder stands there."""
+    previous = beside(target, "previous")
+    if target.exists():
         shutil.rmtree(previous, ignore_errors=True)
-        path.rename(previous)
-    partial.rename(path)
+        target.rename(previous)
+    source.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
+    return target
 
 
 def _full(path: Path, needed: int, free: int) -> CheckpointError:

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 
 def save_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, *, append_eos: bool, max_seq_length: int
+    tokenizer: PreTrainedTokenizerBase, folder: Path, *, append: int | None, max_seq_length: int
 ) -> list[str]:
-    """Write a copy of `tokenizer` that pads on the right, cuts at `max_seq_length` and, if asked, always ends in EOS.
+    """Write a copy of `tokenizer` that pads on the right, cuts at `max_seq_length` and ends every text in `append`.
 
+    append: the id of the token that closes a text, or None to leave texts as the tokenizer makes them.
     Returns what a user of the folder should know, one sentence each.
     """
     exported = copy.deepcopy(tokenizer)
@@ -28,29 +29,28 @@ def save_tokenizer(
     if exported.pad_token is None:
         exported.pad_token = exported.eos_token
         notes.append(f"The tokenizer had no padding token; batches are padded with `{exported.eos_token}`, masked out.")
-    template = append_eos and not ends_with_eos(exported)
-    if template:
-        backend.post_processor = _with_eos(exported)
+    template = append is not None and not ends_with(exported, append)
+    if append is not None and template:
+        backend.post_processor = _with_last(exported, append)
         notes.append(
-            f"The tokenizer appends `{exported.eos_token}` to every text by itself, also to a text that was cut: "
-            "the embedding is read there."
+            f"The tokenizer itself appends `{exported.convert_ids_to_tokens(append)}` to every text, also to one that was cut."
         )
     exported.save_pretrained(folder)
     _patch_config(folder / "tokenizer_config.json", exported, template)
     return notes
 
 
-def ends_with_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer, called plainly, ends each text in EOS."""
+def ends_with(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> bool:
+    """Whether the tokenizer, called plainly, ends each text in this token."""
     ids = tokenizer("a")["input_ids"]
-    return bool(ids) and ids[-1] == tokenizer.eos_token_id
+    return bool(ids) and ids[-1] == token_id
 
 
-def _with_eos(tokenizer: PreTrainedTokenizerBase) -> processors.PostProcessor:
-    """The post-processor of `tokenizer`, plus EOS. Truncation happens before it and leaves room for what it adds."""
+def _with_last(tokenizer: PreTrainedTokenizerBase, token_id: int) -> processors.PostProcessor:
+    """The post-processor of `tokenizer`, plus a last token. Truncation happens before it and leaves room for what it adds."""
     bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    before, after = full[:start], full[start + len(bare) :] + [tokenizer.eos_token_id]
+    before, after = full[:start], [*full[start + len(bare) :], token_id]
     names = {i: tokenizer.convert_ids_to_tokens(i) for i in before + after}
     template = processors.TemplateProcessing(
         single=[f"{names[i]}:0" for i in before] + ["$A:0"] + [f"{names[i]}:0" for i in after],
@@ -80,5 +80,7 @@ def _patch_config(path: Path, tokenizer: PreTrainedTokenizerBase, template: bool
     if template:
         config.pop("add_bos_token", None)
         config.pop("add_eos_token", None)
+    for key in ("is_local", "local_files_only"):  # how this machine found the tokenizer
+        config.pop(key, None)
     config["model_input_names"] = list(tokenizer.model_input_names)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

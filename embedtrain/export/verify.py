@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,13 +52,21 @@ class Verification:
         return self.worst_cosine > MIN_COSINE and self.length_error < MAX_LENGTH_ERROR
 
 
-def verify(folder: Path, texts: Sequence[str], expected: Mapping[Role, Tensor]) -> Verification:
+def verify(
+    folder: Path,
+    texts: Sequence[str],
+    expected: Mapping[Role, Tensor],
+    *,
+    prompts: Mapping[Role, str | None],
+) -> Verification:
     """Reload `folder` in a fresh process and compare with `expected[role]`, [N, E] for each role.
+
+    prompts: of each role, to be passed by hand; None takes the folder's own.
 
     Raises CheckpointError when the folder cannot be loaded there at all.
     """
     library = "sentence-transformers" if importlib.util.find_spec("sentence_transformers") else "embedtrain"
-    found = _embed_in_fresh_process(folder, texts, library)
+    found = _embed_in_fresh_process(folder, {"texts": list(texts), "prompts": dict(prompts)}, library)
     worst = (float("inf"), "", "query")
     length_error = 0.0
     for role, reference in expected.items():
@@ -87,11 +96,11 @@ def compare(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     return cosines, (found.norm(dim=-1) - lengths).abs() / lengths
 
 
-def _embed_in_fresh_process(folder: Path, texts: Sequence[str], library: str) -> dict[str, np.ndarray]:
+def _embed_in_fresh_process(folder: Path, task: dict[str, Any], library: str) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="embedtrain-verify-") as scratch:
-        texts_path, out_path = Path(scratch, "texts.json"), Path(scratch, "embeddings.npz")
-        texts_path.write_text(json.dumps(list(texts)), encoding="utf-8")
-        command = [sys.executable, "-P", str(_RELOAD), str(folder), str(texts_path), str(out_path), library]
+        task_path, out_path = Path(scratch, "task.json"), Path(scratch, "embeddings.npz")
+        task_path.write_text(json.dumps(task), encoding="utf-8")
+        command = [sys.executable, "-P", str(_RELOAD), str(folder), str(task_path), str(out_path), library]
         done = subprocess.run(command, env=_environment(scratch), capture_output=True, text=True, check=False)
         if done.returncode != 0:
             tail = "\n".join(done.stderr.strip().splitlines()[-5:])

@@ -1,9 +1,10 @@
 """Embed texts with an exported folder, in a process of its own.
 
-    python reload.py FOLDER TEXTS.json EMBEDDINGS.npz (sentence-transformers | embedtrain)
+    python reload.py FOLDER TASK.json EMBEDDINGS.npz (sentence-transformers | embedtrain)
 
-TEXTS.json: a list of texts. EMBEDDINGS.npz: `query` and `document`, each [N, E] float32. With `sentence-transformers`, the
-program imports nothing of embedtrain: it sees what any user of the folder sees.
+TASK.json: `texts`, and in `prompts` for each role a prompt, or null for the folder's own. EMBEDDINGS.npz: `query` and
+`document`, each [N, E] float32. With `sentence-transformers`, the program imports nothing of embedtrain: it sees what any
+user of the folder sees.
 """
 
 import json
@@ -12,7 +13,7 @@ import sys
 import numpy as np
 
 
-def with_sentence_transformers(folder, texts):
+def with_sentence_transformers(folder, texts, prompts):
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -23,21 +24,24 @@ def with_sentence_transformers(folder, texts):
         folder, device="cpu", trust_remote_code=ships_code, model_kwargs={"dtype": torch.float32}
     )
     return {
-        "query": model.encode_query(texts, convert_to_numpy=True, show_progress_bar=False),
-        "document": model.encode_document(texts, convert_to_numpy=True, show_progress_bar=False),
+        "query": model.encode_query(texts, prompt=prompts["query"], show_progress_bar=False),
+        "document": model.encode_document(texts, prompt=prompts["document"], show_progress_bar=False),
     }
 
 
-def with_embedtrain(folder, texts):
+def with_embedtrain(folder, texts, prompts):
     from embedtrain.export.load import load_encoder
 
     encoder = load_encoder(folder)
-    return {role: encoder.encode(texts, role=role).numpy() for role in ("query", "document")}
+    for role, prompt in prompts.items():
+        if prompt is not None:
+            encoder.tokenizer.prompts.templates[role] = prompt
+    return {role: encoder.encode(texts, role=role).numpy() for role in prompts}
 
 
 if __name__ == "__main__":
-    folder, texts_path, out_path, library = sys.argv[1:]
-    with open(texts_path, encoding="utf-8") as file:
-        texts = json.load(file)
+    folder, task_path, out_path, library = sys.argv[1:]
+    with open(task_path, encoding="utf-8") as file:
+        task = json.load(file)
     embed = {"sentence-transformers": with_sentence_transformers, "embedtrain": with_embedtrain}[library]
-    np.savez(out_path, **embed(folder, texts))
+    np.savez(out_path, **embed(folder, task["texts"], task["prompts"]))

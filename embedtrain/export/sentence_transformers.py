@@ -1,0 +1,201 @@
+"""An encoder as a sentence-transformers folder that is checked before it is called done.
+
+1. Refuse what the layout cannot say.                                     check_exportable
+2. Embed the probes with the encoder, in full precision.                  expected_embeddings
+3. Write the folder beside its place.                                     _write_folder
+4. Reload it in a fresh process and compare.                              verify
+5. Rename it into place; or leave it as `<path>.rejected` and say which text differs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from embedtrain.data.prompts import PLACEHOLDER
+from embedtrain.encoder import Encoder
+from embedtrain.errors import CheckpointError
+from embedtrain.export import layout
+from embedtrain.export.model_card import model_card
+from embedtrain.export.pooling import check_pooling, check_prompt_borders, ships_code, write_pooling
+from embedtrain.export.probes import expected_embeddings, full_precision, probe_prompts, probe_texts
+from embedtrain.export.record import RunRecord, with_facts_of
+from embedtrain.export.staging import beside, replace_folder, staged_folder
+from embedtrain.export.tokenizer import save_tokenizer
+from embedtrain.export.verify import MIN_COSINE, Verification, verify
+
+log = logging.getLogger("embedtrain")
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+_SLACK = 64 * 2**20  # bytes, for the tokenizer and the small files
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, and how it was checked."""
+
+    path: Path
+    worst_cosine: float  # between encoder and reloaded folder, over all probes and both roles
+    num_probes: int
+    verified_with: str
+    notes: list[str]  # what a user of the folder should know; they stand in its card too
+
+
+def export(
+    encoder: Encoder,
+    path: str | Path,
+    *,
+    probes: Sequence[str],
+    card: RunRecord | str | None = None,
+    similarity: Similarity = "cosine",
+    dtype: Dtype = "float32",
+) -> ExportReport:
+    """Write `encoder` to the folder `path`, prove that the folder gives its embeddings, and report.
+
+    probes: texts of the kind the model is for; hard ones (long, unicode, almost empty) are added.
+    card: the run's record, from which the card is written, or a finished card; None: the encoder's own facts.
+    similarity: what sentence-transformers' `model.similarity` shall compute.
+    dtype: of the stored weights. The comparison runs in float32 on both sides.
+
+    Raises ConfigError for an encoder that the layout cannot hold; CheckpointError when the disk is full or when the
+    reloaded folder gives other embeddings: it is then left as `<path>.rejected` and `path` stays as it was.
+    """
+    path = Path(path)
+    check_exportable(encoder)
+    texts, notes = probe_texts(probes, encoder.tokenizer)
+    expected = expected_embeddings(encoder, texts)
+    with staged_folder(path, needed=_bytes(encoder, getattr(torch, dtype))) as partial:
+        with full_precision(encoder):  # adapters are added to the weights before any rounding
+            notes += _write_folder(encoder, partial, similarity=similarity, dtype=dtype)
+        (partial / "README.md").write_text(_card(encoder, card, similarity, notes), encoding="utf-8")
+        result = verify(partial, texts, expected, prompts=probe_prompts(encoder.tokenizer.prompts))
+        if not result.passed:
+            rejected = replace_folder(partial, beside(path, "rejected"))
+            raise CheckpointError(_refusal(path, rejected, result))
+    log.info(
+        "exported %s: %d probes reloaded with %s, worst cosine %.7f",
+        *(path, len(texts), result.verified_with, result.worst_cosine),
+    )
+    for note in notes:
+        log.info("export: %s", note)
+    return ExportReport(path, result.worst_cosine, len(texts), result.verified_with, notes)
+
+
+def check_exportable(encoder: Encoder) -> None:
+    """Raises ConfigError when no sentence-transformers folder can stand for `encoder`. Cheap: ask before training."""
+    check_pooling(encoder.pooling)
+    check_prompt_borders(encoder)
+
+
+def _write_folder(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype: Dtype) -> list[str]:
+    """All files but the card. Returns notes for the user of the folder."""
+    tokenizer = encoder.tokenizer
+    max_seq_length = max(tokenizer.max_length.values())
+    stored = getattr(torch, dtype)
+    notes = _save_backbone(encoder.backbone.merged_model(), folder, stored)  # type: ignore[operator]
+    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length)
+    types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored, notes)]
+    if encoder.projection is not None:
+        types.append((layout.DENSE, "Dense"))
+        _save_projection(encoder.projection, folder / f"{len(types) - 1}_Dense", stored)
+    if encoder.normalize:
+        types.append((layout.NORMALIZE, "Normalize"))
+        layout.write_json(folder / f"{len(types) - 1}_Normalize" / "config.json", {})
+    prompts = tokenizer.prompts.exported()
+    layout.write_json(folder / "modules.json", layout.modules(types))
+    layout.write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
+    layout.write_json(folder / "config_sentence_transformers.json", layout.model_config(prompts, similarity))
+    return notes + _role_notes(encoder, max_seq_length)
+
+
+def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> list[str]:
+    weights = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=weights)
+    path = folder / "config.json"
+    config = layout.read_json(path)
+    name = str(dtype).removeprefix("torch.")
+    config |= {"dtype": name, "torch_dtype": name}  # the second name is that of transformers 4
+    layout.write_json(path, config)
+    notes = []
+    if config.get("is_causal") is False:
+        notes.append(
+            "The model is a decoder with bidirectional attention (`is_causal: false` in config.json). transformers before "
+            "5.2 does not know the key and would run it causally, without a word and with worse embeddings."
+        )
+    if getattr(model, "pooler", True) is None:
+        notes.append(
+            "On loading, transformers may report `pooler.dense` as missing. The model was trained without that layer and "
+            "nothing reads it."
+        )
+    return notes
+
+
+def _save_projection(projection: nn.Linear, folder: Path, dtype: torch.dtype) -> None:
+    layout.write_json(
+        folder / "config.json",
+        {
+            "in_features": projection.in_features,
+            "out_features": projection.out_features,
+            "bias": True,
+            "activation_function": layout.IDENTITY,
+        },
+    )
+    weights = {f"linear.{name}": tensor.detach().to("cpu", dtype) for name, tensor in projection.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
+    """What differs by role or source and has only one place in the folder."""
+    notes = []
+    lengths = encoder.tokenizer.max_length
+    if lengths["query"] != lengths["document"]:
+        notes.append(
+            f"Training cut queries at {lengths['query']} and documents at {lengths['document']} tokens. The folder has one "
+            f"limit for both, {max_seq_length}; set `model.max_seq_length` to have the other."
+        )
+    prompts = encoder.tokenizer.prompts
+    for role, template in prompts.templates.items():
+        if PLACEHOLDER in template:
+            notes.append(
+                f"The {role} prompt takes an instruction, so `encode_{role}` has none by itself. Give the whole prompt: "
+                f"`model.encode_{role}(texts, prompt={template!r})` with your task in place of `{PLACEHOLDER}`."
+            )
+    for source in prompts.sources:
+        notes.append(
+            f"The source {source} was trained with prompts of its own: use "
+            f'`prompt_name="{source}_query"` and `"{source}_document"` where they are listed.'
+        )
+    return notes
+
+
+def _card(encoder: Encoder, card: RunRecord | str | None, similarity: str, notes: list[str]) -> str:
+    if isinstance(card, str):
+        return card + (("\n## Notes on this folder\n\n" + "".join(f"- {note}\n" for note in notes)) if notes else "")
+    record = with_facts_of(encoder, card or RunRecord(), similarity=similarity)
+    return model_card(record, notes=notes, trust_remote_code=ships_code(encoder.pooling))
+
+
+def _refusal(path: Path, rejected: Path, result: Verification) -> str:
+    text = result.worst_text if len(result.worst_text) <= 80 else result.worst_text[:77] + "..."
+    return (
+        f"export refused: {path}, reloaded with {result.verified_with}, does not give the encoder's embeddings. Worst cosine "
+        f"{result.worst_cosine:.6f} (must exceed {MIN_COSINE}), for the {result.worst_role} {text!r}; vector lengths differ "
+        f"by up to {result.length_error:.2%}. The folder was left as {rejected} to look into; the run's checkpoints are "
+        "untouched, so the export can be repeated."
+    )
+
+
+def _bytes(encoder: Encoder, dtype: torch.dtype) -> int:
+    return encoder.num_parameters() * dtype.itemsize + _SLACK

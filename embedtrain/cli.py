@@ -5,12 +5,14 @@ Whatever is wrong with the arguments or the config is said before torch is impor
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from embedtrain.errors import ConfigError, EmbedtrainError
@@ -176,12 +178,12 @@ def _say(error: Exception, *, all_ranks: bool) -> None:
 # ------------------------------------------------------------------------------------------------------- commands
 
 
-def _compose(arguments: Arguments) -> tuple[Composed, list[str]]:
+def _compose(arguments: Arguments, *, world: int | None = None) -> tuple[Composed, list[str]]:
     from embedtrain.config.compose import compose_config
     from embedtrain.config.validate import validate
 
     composed = compose_config(arguments.overrides, config_dir=arguments.config_dir, from_run=arguments.from_run)
-    return composed, validate(composed.config, composed.problems)
+    return composed, validate(composed.config, composed.problems, world=world)
 
 
 def _train(arguments: Arguments) -> int:
@@ -191,13 +193,11 @@ def _train(arguments: Arguments) -> int:
     if os.environ.get("RANK", "0") == "0":
         standing(composed.config)  # refuses a directory of another run now, and not after half a minute of imports
 
-    from accelerate import PartialState
-
     from embedtrain import distributed
     from embedtrain.training.job import run_training
     from embedtrain.training.trainer import Terminated
 
-    PartialState()  # joins the process group that the launcher asked for
+    _join_ranks()
     run = Run.start(composed.config, composed.overrides, composed.choices)
     if run.finished:
         log.info(
@@ -218,6 +218,16 @@ def _train(arguments: Arguments) -> int:
     return code
 
 
+def _join_ranks() -> None:
+    """The process group that the launcher asked for. Without a GPU accelerate has to be told that CPUs are meant."""
+    import torch
+    from accelerate import PartialState
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    PartialState()
+
+
 def _announce(run: Run, warnings: Sequence[str]) -> None:
     log.info("run %s%s", run.dir, ", resumed" if run.resumed else "")
     for note in run.notes:
@@ -226,4 +236,40 @@ def _announce(run: Run, warnings: Sequence[str]) -> None:
         log.warning("%s", warning)
 
 
-COMMANDS: dict[str, Callable[[Arguments], int]] = {"train": _train}
+def _check(arguments: Arguments) -> int:
+    output = arguments.take("output", "text", ("text", "json"))
+    world = arguments.take("world", os.environ.get("WORLD_SIZE", "1"))
+    if not world.isdecimal() or int(world) < 1:
+        raise ConfigError(f"world={world}: expected the number of devices, at least 1.")
+    composed, warnings = _compose(arguments, world=int(world))
+
+    from embedtrain.config.origins import tree
+    from embedtrain.planning import make_plan
+
+    plan = make_plan(composed.config, world=int(world))
+    if output == "json":
+        print(json.dumps({**asdict(composed), "warnings": warnings, "plan": plan.as_dict()}, indent=2))
+        return 0
+    print("\n".join([*tree(composed.config, composed.origins), "", *plan.lines()]))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    return 0
+
+
+def _recipes(arguments: Arguments) -> int:
+    from embedtrain.config.compose import recipe_files
+
+    for name, path in recipe_files(arguments.config_dir).items():
+        print(f"{name}\n    " + "\n    ".join(headline(path.read_text(encoding="utf-8"))))
+    return 0
+
+
+def headline(text: str) -> list[str]:
+    """The comment on top of a recipe: what it is, its paper, its command."""
+    lines = text.splitlines()
+    if lines and lines[0].startswith("# @package"):
+        lines = lines[1:]
+    return [line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+
+
+COMMANDS: dict[str, Callable[[Arguments], int]] = {"train": _train, "check": _check, "recipes": _recipes}

@@ -48,7 +48,9 @@ class Composed:
     config: dict[str, Any]  # resolved and plain; a value that is required and not set is "???"
     overrides: list[str]  # as typed
     choices: dict[str, str]  # group -> option, e.g. {"recipe": "quickstart", "loss": "infonce"}
-    origins: dict[str, str]  # full key -> where its value is from: "schema", "loss/infonce", "recipe/x", "command line"
+    origins: dict[
+        str, str
+    ]  # full key -> where its value is from: "default", "loss/infonce", "recipe/x", "command line"
     problems: list[str] = field(default_factory=list)  # found on the way; `validate` reports them with its own
 
 

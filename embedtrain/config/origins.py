@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-SCHEMA = "schema"
+SCHEMA = "default"
 COMMAND_LINE = "command line"
 
 
 def trace(defaults: Iterable[Any], overrides: Iterable[Override], configs: Path) -> dict[str, str]:
-    """Origins by full key. A key that is not listed has its origin from the nearest listed key above it, else "schema".
+    """Origins by full key. A key that is not listed has its origin from the nearest listed key above it, else "default".
 
     `defaults` is Hydra's final list of files in the order in which they were merged: the last one to set a key wins.
     """
@@ -52,6 +54,33 @@ def origin(key: str, origins: dict[str, str]) -> str:
             return origins[key]
         key = key.rpartition(".")[0]
     return SCHEMA
+
+
+def tree(config: dict[str, Any], origins: dict[str, str]) -> list[str]:
+    """The config as YAML lines with origins. A part says where most of it is from; a value says so where it differs."""
+    rows = list(_rows(config, origins, "", None))
+    width = min(64, max(len(text) for text, _ in rows))
+    return [f"{text:<{width}}  # {where}" if where else text for text, where in rows]
+
+
+def _rows(
+    node: dict[str, Any], origins: dict[str, str], prefix: str, said: str | None
+) -> Iterator[tuple[str, str | None]]:
+    indent = "  " * prefix.count(".")
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            counted = Counter(origin(f"{key}.{inner}", origins) for inner in leaves(value))
+            most = counted.most_common(1)[0][0]
+            yield f"{indent}{name}:", most if most != said else None
+            yield from _rows(value, origins, f"{key}.", most)
+        else:
+            where = origin(key, origins)
+            yield f"{indent}{name}: {_as_yaml(value)}", where if where != said else None
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:

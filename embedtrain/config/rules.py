@@ -25,12 +25,12 @@ class Regret:
 
 
 Finding = Problem | Regret
-Rule = Callable[[dict[str, Any]], Iterator[Finding]]
+Rule = Callable[[dict[str, Any], int], Iterator[Finding]]
 
 
-def relations(config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(problems, warnings) of all rules."""
-    findings = [finding for rule in RULES for finding in rule(config)]
+def relations(config: dict[str, Any], world: int) -> tuple[list[str], list[str]]:
+    """(problems, warnings) of all rules, for a run on `world` ranks."""
+    findings = [finding for rule in RULES for finding in rule(config, world)]
     return (
         [f.text for f in findings if isinstance(f, Problem)],
         [f.text for f in findings if isinstance(f, Regret)],
@@ -42,11 +42,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def queries_per_micro_batch(config: dict[str, Any]) -> float:
+def queries_per_micro_batch(config: dict[str, Any], world: int) -> float:
     """Queries that see each other's documents: of all ranks, of one micro-batch."""
     training = config["training"]
     if training["per_device_batch_size"] is not None:
-        return training["per_device_batch_size"] * world_size()
+        return training["per_device_batch_size"] * world
     return training["global_batch_size"] / training["accumulation_steps"]
 
 
@@ -57,7 +57,7 @@ def uses_in_batch_negatives(loss: Any) -> bool:
     return loss.get("negatives") == "in_batch" or any(uses_in_batch_negatives(inner) for inner in loss.values())
 
 
-def batch_size(config: dict[str, Any]) -> Iterator[Finding]:
+def batch_size(config: dict[str, Any], world: int) -> Iterator[Finding]:
     training = config["training"]
     total, own = training["global_batch_size"], training["per_device_batch_size"]
     if total is None and own is None:
@@ -75,14 +75,14 @@ def batch_size(config: dict[str, Any]) -> Iterator[Finding]:
             f"training.accumulation_steps={training['accumulation_steps']} does not divide "
             f"training.global_batch_size={total}: every micro-batch must hold equally many queries."
         )
-    elif total is not None and total // training["accumulation_steps"] < world_size():
+    elif total is not None and total // training["accumulation_steps"] < world:
         yield Problem(
             f"training.global_batch_size={total} gives each of {training['accumulation_steps']} micro-batches "
-            f"{total // training['accumulation_steps']} queries, fewer than the {world_size()} ranks: some would have none."
+            f"{total // training['accumulation_steps']} queries, fewer than the {world} ranks: some would have none."
         )
 
 
-def duration(config: dict[str, Any]) -> Iterator[Finding]:
+def duration(config: dict[str, Any], world: int) -> Iterator[Finding]:
     training = config["training"]
     if training["epochs"] is None and training["max_steps"] is None:
         yield Problem("training.epochs: set it or training.max_steps; neither is set.")
@@ -93,12 +93,12 @@ def duration(config: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def candidates(config: dict[str, Any]) -> Iterator[Finding]:
+def candidates(config: dict[str, Any], world: int) -> Iterator[Finding]:
     """A query contrasted with its own positive alone has loss 0 and gradient 0 for ever."""
     if _batch_is_unset(config):
         return
     in_batch = uses_in_batch_negatives(config["loss"])
-    queries, negatives = queries_per_micro_batch(config), config["data"]["num_negatives"]
+    queries, negatives = queries_per_micro_batch(config, world), config["data"]["num_negatives"]
     if in_batch and queries >= 2:
         return
     if "negatives" not in str(config["loss"]):
@@ -113,11 +113,11 @@ def candidates(config: dict[str, Any]) -> Iterator[Finding]:
         yield Regret(f"data.num_negatives: {why}; a row without a hard negative teaches nothing.")
 
 
-def accumulation(config: dict[str, Any]) -> Iterator[Finding]:
+def accumulation(config: dict[str, Any], world: int) -> Iterator[Finding]:
     steps = config["training"]["accumulation_steps"]
     if steps == 1 or not uses_in_batch_negatives(config["loss"]) or _batch_is_unset(config):
         return
-    own = queries_per_micro_batch(config)
+    own = queries_per_micro_batch(config, world)
     yield Regret(
         f"training.accumulation_steps={steps}: micro-batches do not see each other, so a query has {own - 1:g} other queries' "
         f"documents as negatives and not {own * steps - 1:g}. Memory is bounded by training.chunk_tokens already; for all "
@@ -130,7 +130,7 @@ def _batch_is_unset(config: dict[str, Any]) -> bool:
     return (training["global_batch_size"] is None) == (training["per_device_batch_size"] is None)
 
 
-def sources(config: dict[str, Any]) -> Iterator[Finding]:
+def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if not any(source is not None for source in config["data"]["sources"].values()):
         yield Problem(
             "data.sources: there is nothing to train on. recipe=finetune data.path=pairs.jsonl, or add a source: "
@@ -146,7 +146,7 @@ def sources(config: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def paths(config: dict[str, Any]) -> Iterator[Finding]:
+def paths(config: dict[str, Any], world: int) -> Iterator[Finding]:
     """Files and folders that components read. Relative ones start where the command was started."""
     for collection, nodes in (
         ("data.sources", config["data"]["sources"]),
@@ -167,18 +167,18 @@ def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield from _paths(value, f"{key}.{name}")
 
 
-def backbone(config: dict[str, Any]) -> Iterator[Finding]:
+def backbone(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if config["backbone"].get("trust_remote_code"):
         yield Regret("backbone.trust_remote_code=true: Python code of the model's author will run on this machine.")
     dtype = config["backbone"].get("dtype", "float32")
     if dtype != "float32" and not config["backbone"].get("lora"):
-        yield Regret(
-            f"backbone.dtype={dtype}: weights that are trained in this type lose most small updates (at a learning rate of "
-            "1e-5 five of six do not move). Keep float32 with training.mixed_precision=bf16, or train adapters (backbone.lora)."
+        yield Problem(
+            f"backbone.dtype={dtype} is for frozen weights, but without backbone.lora every weight trains, and small updates "
+            "are lost in it. Use float32 here and training.mixed_precision=bf16."
         )
 
 
-def precision(config: dict[str, Any]) -> Iterator[Finding]:
+def precision(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if config["training"]["mixed_precision"] == "fp16":
         yield Regret(
             "training.mixed_precision=fp16: large models overflow its range (65504) and a low temperature is unstable in it. "
@@ -186,7 +186,7 @@ def precision(config: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def prompts(config: dict[str, Any]) -> Iterator[Finding]:
+def prompts(config: dict[str, Any], world: int) -> Iterator[Finding]:
     wanted = {"": config["prompts"], **{f"sources.{k}.": v or {} for k, v in config["prompts"]["sources"].items()}}
     for place, prompt in wanted.items():
         if "{instruction}" in (prompt.get("document") or ""):
@@ -198,7 +198,7 @@ def prompts(config: dict[str, Any]) -> Iterator[Finding]:
             yield Problem(f"prompts.sources.{name}.{key}: expected query or document.")
 
 
-def groups(config: dict[str, Any]) -> Iterator[Finding]:
+def groups(config: dict[str, Any], world: int) -> Iterator[Finding]:
     for pattern, values in config["optim"]["groups"].items():
         if not isinstance(values, dict) or not values or set(values) - {"learning_rate", "weight_decay"}:
             yield Problem(
@@ -208,7 +208,7 @@ def groups(config: dict[str, Any]) -> Iterator[Finding]:
         yield Problem(f"optim.betas: expected two numbers in [0, 1), got {config['optim']['betas']!r}.")
 
 
-def evaluation(config: dict[str, Any]) -> Iterator[Finding]:
+def evaluation(config: dict[str, Any], world: int) -> Iterator[Finding]:
     evaluators = [name for name, node in config["evaluation"]["evaluators"].items() if node is not None]
     training = config["training"]
     stop = training["early_stop"]
@@ -235,7 +235,7 @@ def evaluation(config: dict[str, Any]) -> Iterator[Finding]:
             )
 
 
-def tracker_packages(config: dict[str, Any]) -> Iterator[Finding]:
+def tracker_packages(config: dict[str, Any], world: int) -> Iterator[Finding]:
     needs = {"WandbTracker": ("wandb", "wandb"), "TensorBoardTracker": ("tensorboard", "tensorboard")}
     for name, node in config["trackers"].items():
         kind = str((node or {}).get("_target_", "")).rpartition(".")[2]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedtrain.config.explain import did_you_mean, unknown_key, yaml_no
-from embedtrain.config.rules import relations
+from embedtrain.config.rules import relations, world_size
 from embedtrain.config.schema import settings
 from embedtrain.config.signatures import Signature, TargetError, fits, signature, words
 from embedtrain.errors import ConfigError
@@ -35,8 +35,8 @@ COLLECTIONS: dict[str, frozenset[str]] = {
 }
 
 
-def validate(config: dict[str, Any], problems: Sequence[str] = ()) -> list[str]:
-    """Check a resolved config. `problems`: what was found while it was put together.
+def validate(config: dict[str, Any], problems: Sequence[str] = (), *, world: int | None = None) -> list[str]:
+    """Check a resolved config. `problems`: what was found while it was put together; `world`: ranks, if not this launch's.
 
     Returns warnings: settings that work and may be regretted. Raises ConfigError with all problems; with
     training.strict the warnings are among them.
@@ -45,7 +45,7 @@ def validate(config: dict[str, Any], problems: Sequence[str] = ()) -> list[str]:
     # Relations read many keys; they are asked once the keys themselves are right.
     warnings: list[str] = []
     if not found:
-        wrong, warnings = relations(config)
+        wrong, warnings = relations(config, world or world_size())
         found += wrong
         if config["training"]["strict"]:
             found += [f"{warning} (an error because of training.strict)" for warning in warnings]

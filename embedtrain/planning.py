@@ -1,0 +1,248 @@
+"""What a run would do, without doing it: parameters, negatives, steps, tokens, memory. No weight is read.
+
+Memory per device is an estimate, in bytes:
+
+    weights        what the backbone, the heads and the loss hold
+    gradients      4 per trainable parameter (they are fp32)
+    optimizer      8 per trainable parameter (AdamW's two fp32 moments)
+    activations    tokens kept at a time * layers * (18 H + 4 I) * b/2
+                   H hidden size, I inner size of the feed-forward block, b bytes of a number in the forward pass: Korthikanti
+                   et al. 2022 (arXiv:2205.05198, eq. 1) without the quadratic part, since attention is computed in tiles.
+                   With gradient checkpointing: tokens * (layers * H * b + one layer in full).
+
+"Tokens kept" is one chunk plus the uncached share of a micro-batch on one rank, every text at its maximum length: real
+texts are shorter, so this is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from embedtrain.config.build import build
+from embedtrain.config.rules import uses_in_batch_negatives
+from embedtrain.errors import EmbedtrainError
+
+_ROWS_LOOKED_AT = 100
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Of encoder and loss together."""
+
+    total: int
+    trainable: int
+    bytes: int
+    embedding_dim: int
+    layers: int
+    hidden_size: int
+    inner_size: int
+
+    @property
+    def trainable_share(self) -> float:
+        return self.trainable / self.total
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """What one query is contrasted with, duplicates not counted out."""
+
+    hard: float
+    in_batch: float
+    cross_device: float
+
+    @property
+    def total(self) -> float:
+        return self.hard + self.in_batch + self.cross_device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a run on `world` ranks. What could not be found out is None and has its reason in `unknown`."""
+
+    world: int
+    queries_per_step: int
+    parameters: Parameters | None
+    negatives: Negatives
+    rows: int | None
+    steps_per_epoch: int | None
+    steps: int | None
+    tokens_per_step: int  # at most
+    memory: dict[str, int] | None  # bytes per device by part
+    unknown: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        known = asdict(self)
+        known["negatives"]["total"] = self.negatives.total
+        if self.parameters is not None:
+            known["parameters"]["trainable_share"] = self.parameters.trainable_share
+        if self.memory is not None:
+            known["memory"]["total"] = sum(self.memory.values())
+        return known
+
+    def lines(self) -> list[str]:
+        """For people, one fact a line."""
+        text = [f"devices            {self.world}"]
+        if self.parameters is not None:
+            p = self.parameters
+            text.append(f"parameters         {p.total:,}, {p.trainable:,} trainable ({p.trainable_share:.2%})")
+            text.append(f"embedding          {p.embedding_dim} dimensions")
+        text.append(f"queries per step   {self.queries_per_step:,}")
+        n = self.negatives
+        text.append(
+            f"negatives          {n.total:,.6g} per query: {n.hard:,.6g} hard + {n.in_batch:,.6g} in-batch + "
+            f"{n.cross_device:,.6g} cross-device"
+        )
+        if self.steps is not None:
+            epoch = (
+                "" if self.steps_per_epoch is None else f", {self.steps_per_epoch:,} per epoch of {self.rows:,} rows"
+            )
+            text.append(f"steps              {self.steps:,}{epoch}")
+        text.append(f"tokens per step    at most {self.tokens_per_step:,}")
+        if self.memory is not None:
+            parts = " + ".join(f"{name} {_size(count)}" for name, count in self.memory.items())
+            text.append(f"memory per device  at most about {_size(sum(self.memory.values()))}: {parts}")
+        return text + [f"unknown            {reason}" for reason in self.unknown]
+
+
+def make_plan(config: dict[str, Any], *, world: int) -> Plan:
+    """The plan of a validated config on `world` ranks. Reads model configurations and the sizes of the data."""
+    training, data, unknown = config["training"], config["data"], []
+    per_step = queries_per_step(training, world)
+    parameters: Parameters | None = None
+    try:
+        parameters = count_parameters(config)
+    except EmbedtrainError as error:
+        unknown.append(f"parameters and memory: {error}")
+    rows: dict[str, int] = {}
+    hard = float(data["num_negatives"] or 0)
+    positives = float(data["num_positives"] or 1)
+    try:
+        rows, positives, hard = look_at_data(config)
+    except EmbedtrainError as error:
+        unknown.append(f"steps: {error}")
+    per_epoch = steps_per_epoch(rows, data, per_step) if rows else None
+    steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
+    # No batch holds more queries than there are, and a batch of one source not more than that source has.
+    fullest = (
+        min(per_step, max(rows.values()) if data["batching"] == "one_source" else sum(rows.values()))
+        if rows
+        else per_step
+    )
+    tokens = per_step * (
+        config["encoder"]["max_query_length"] + (positives + hard) * config["encoder"]["max_document_length"]
+    )
+    return Plan(
+        world=world,
+        queries_per_step=per_step,
+        parameters=parameters,
+        negatives=count_negatives(config, fullest / training["accumulation_steps"], world, positives, hard),
+        rows=sum(rows.values()) or None,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        tokens_per_step=round(tokens),
+        memory=estimate_memory(config, parameters, tokens / training["accumulation_steps"] / world)
+        if parameters
+        else None,
+        unknown=unknown,
+    )
+
+
+def queries_per_step(training: Mapping[str, Any], world: int) -> int:
+    if training["global_batch_size"] is not None:
+        return training["global_batch_size"]
+    return training["per_device_batch_size"] * world * training["accumulation_steps"]
+
+
+def count_parameters(config: Mapping[str, Any]) -> Parameters:
+    """Builds encoder and loss on the meta device: shapes without storage."""
+    with torch.device("meta"):
+        backbone = build({**config["backbone"], "weights": "random"})
+        parts = nn.ModuleList(
+            [backbone, build(config["pooling"], hidden_size=backbone.hidden_size), build(config["loss"])]
+        )
+        size, dim = backbone.hidden_size, config["encoder"]["projection_dim"]
+        if dim is not None:
+            parts.append(nn.Linear(size, dim))
+    check = getattr(parts[2], "check_embedding_dim", None)
+    if check is not None:
+        check(dim or size)
+    known = list(parts.parameters())
+    shape = backbone.config
+    return Parameters(
+        total=sum(p.numel() for p in known),
+        trainable=sum(p.numel() for p in known if p.requires_grad),
+        bytes=sum(p.nbytes for p in known),
+        embedding_dim=dim or size,
+        layers=shape.num_hidden_layers,
+        hidden_size=size,
+        inner_size=getattr(shape, "intermediate_size", None) or 4 * size,
+    )
+
+
+def look_at_data(config: Mapping[str, Any]) -> tuple[dict[str, int], float, float]:
+    """(rows by source, positives per query, hard negatives per query), the last two as means over some rows of each."""
+    data = config["data"]
+    rows: dict[str, int] = {}
+    positives: list[int] = []
+    negatives: list[int] = []
+    for name, node in data["sources"].items():
+        if node is None:
+            continue
+        source = build(node)
+        rows[name] = len(source)
+        for row in range(0, len(source), max(1, len(source) // _ROWS_LOOKED_AT)):
+            example = source[row]
+            positives.append(_at_most(len(example.positives), data["num_positives"]))
+            negatives.append(_at_most(len(example.negatives), data["num_negatives"]))
+    seen = max(1, len(positives))
+    return rows, sum(positives) / seen, sum(negatives) / seen
+
+
+def _at_most(count: int, limit: int | None) -> int:
+    return count if limit is None else min(count, limit)
+
+
+def steps_per_epoch(rows: Mapping[str, int], data: Mapping[str, Any], batch: int) -> int:
+    """As the sampler makes them: from each source alone, or from all rows together."""
+    from embedtrain.data.sampling import batch_sizes
+
+    parts = rows.values() if data["batching"] == "one_source" else [sum(rows.values())]
+    return sum(batch_sizes(count, batch, data["drop_last"]).size for count in parts)
+
+
+def count_negatives(config: Mapping[str, Any], queries: float, world: int, positives: float, hard: float) -> Negatives:
+    """Of one query in a micro-batch of `queries`, which `world` ranks share equally."""
+    if not uses_in_batch_negatives(config["loss"]):
+        return Negatives(hard=hard, in_batch=0, cross_device=0)
+    own, brought = queries / world, positives + hard
+    return Negatives(hard=hard, in_batch=(own - 1) * brought, cross_device=(queries - own) * brought)
+
+
+def estimate_memory(config: Mapping[str, Any], parameters: Parameters, tokens: float) -> dict[str, int]:
+    """Bytes per device by part; `tokens` of one micro-batch on one rank. See the formula on top."""
+    training, p = config["training"], parameters
+    kept = min(tokens, training["chunk_tokens"] + (1 - training["cached_share"]) * tokens)
+    width = 2 if training["mixed_precision"] in ("bf16", "fp16") else 4
+    layer = (18 * p.hidden_size + 4 * p.inner_size) * width / 2
+    per_token = p.layers * layer
+    if config["backbone"].get("gradient_checkpointing"):
+        per_token = p.layers * p.hidden_size * width + layer
+    return {
+        "weights": p.bytes,
+        "gradients": 4 * p.trainable,
+        "optimizer": 8 * p.trainable,
+        "activations": round(kept * per_token),
+    }
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.2f} GB"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,7 +37,7 @@ class Evaluate:
     Args:
         evaluate: runs all evaluators on all ranks and returns their results.
         every: steps between evaluations.
-        primary: "name/metric" that says which weights are best (higher is better).
+        primary: "name/metric" that says which weights are best (higher is better); null: the first evaluator's own.
         patience: evaluations without a new best before the run stops; null never stops.
         best_path: where rank 0 keeps the best trainable weights.
     """
@@ -45,9 +45,9 @@ class Evaluate:
     def __init__(
         self,
         *,
-        evaluate: Callable[[], Sequence[EvaluationResult]],
+        evaluate: Callable[[], Mapping[str, EvaluationResult]],
         every: int,
-        primary: str,
+        primary: str | None,
         patience: int | None,
         best_path: Path,
     ) -> None:
@@ -79,13 +79,10 @@ class Evaluate:
 
     def _run(self, trainer: Trainer, step: int) -> None:
         self._last = step
-        values = {f"eval/{r.name}/{metric}": value for r in self.evaluate() for metric, value in r.metrics.items()}
+        results = self.evaluate()
+        values = {f"eval/{name}/{metric}": value for name, r in results.items() for metric, value in r.metrics.items()}
         trainer.report(step, values)
-        try:
-            score = values[f"eval/{self.primary}"]
-        except KeyError:
-            known = ", ".join(sorted(name.removeprefix("eval/") for name in values))
-            raise ConfigError(f"evaluation.primary: there is no {self.primary!r}. Measured are: {known}") from None
+        score = primary_score(results, self.primary)
         if self.best is None or score > self.best:
             self.best, self.best_step, self.since_best = score, step, 0
             if distributed.is_main():
@@ -97,7 +94,9 @@ class Evaluate:
             return
         self.since_best += 1
         if self.patience is not None and self.since_best >= self.patience:
-            trainer.stop(f"{self.primary} has not improved for {self.since_best} evaluations (best {self.best:.4f})")
+            trainer.stop(
+                f"no improvement for {self.since_best} evaluations (best {self.best:.4f} at step {self.best_step})"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step, "since_best": self.since_best, "last": self._last}
@@ -105,6 +104,17 @@ class Evaluate:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.best_step = state["best"], state["best_step"]
         self.since_best, self._last = state["since_best"], state["last"]
+
+
+def primary_score(results: Mapping[str, EvaluationResult], primary: str | None) -> float:
+    """The number that decides. Raises ConfigError for one that nobody measures."""
+    if primary is None:
+        return next(iter(results.values())).score
+    name, _, metric = primary.partition("/")
+    if name in results and metric in results[name].metrics:
+        return results[name].metrics[metric]
+    known = ", ".join(f"{name}/{metric}" for name, result in results.items() for metric in result.metrics)
+    raise ConfigError(f"evaluation.primary: nobody measures {primary!r}. Measured are: {known}.")
 
 
 class Save:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embedtrain import distributed
+from embedtrain.data.chunking import chunks
 from embedtrain.losses.relation import RelationReader
 from embedtrain.types import Relation, TokenBatch
 
@@ -30,6 +31,7 @@ class BatchFacts:
     ignored: float  # pairs per query that are left out as the same answer seen again
     tokens: int
     truncated: int
+    padding_share: float  # of the tokens that attention reads, padding; 0 on the ragged path
 
     @property
     def truncated_share(self) -> float:
@@ -40,7 +42,7 @@ class BatchFacts:
         """All negatives of a query: the width of its softmax without the positive."""
         return self.hard_negatives + self.in_batch_negatives + self.cross_device_negatives
 
-    def line(self, *, in_batch: bool, padding_share: float) -> str:
+    def line(self, *, in_batch: bool = True) -> str:
         negatives = (
             f"{self.in_batch_negatives:,.1f} in-batch + {self.cross_device_negatives:,.1f} cross-device negatives"
             if in_batch
@@ -49,25 +51,46 @@ class BatchFacts:
         return (
             f"first step: {self.queries:,} queries, each with {self.positives:,.1f} positives, {self.hard_negatives:,.1f} hard "
             f"negatives, {negatives} ({self.ignored:,.1f} duplicates left out); {self.documents:,} documents, "
-            f"{self.tokens:,} tokens, {self.truncated_share:.1%} of texts truncated, {padding_share:.1%} padding"
+            f"{self.tokens:,} tokens, {self.truncated_share:.1%} of texts truncated, {self.padding_share:.1%} padding"
         )
 
 
-def batch_facts(micro_batches: Sequence[TokenBatch]) -> BatchFacts:
-    """Count what the queries of one step are contrasted with. Every rank calls it; every rank gets the same answer."""
+def batch_facts(micro_batches: Sequence[TokenBatch], *, padded_chunk_tokens: int | None = None) -> BatchFacts:
+    """Count what the queries of one step are contrasted with. Every rank calls it; every rank gets the same answer.
+
+    `padded_chunk_tokens`: the budget of a chunk, where the backbone pads inside chunks; None: it does not pad.
+    """
     pairs = Counter[str]()
-    queries = documents = tokens = truncated = 0
+    queries = documents = tokens = truncated = read = 0
     for batch in micro_batches:
         relation, *per_rank = distributed.gather_relation(batch.relation)
         pairs += count_pairs(relation, *per_rank)
         queries += relation.num_queries
         documents += relation.num_documents
-        own = (batch.queries.num_tokens + batch.documents.num_tokens, batch.num_truncated)
-        for rank_tokens, rank_truncated in distributed.gather_objects(own):
+        own = batch.queries.num_tokens + batch.documents.num_tokens
+        padded = own if padded_chunk_tokens is None else padded_tokens(batch, padded_chunk_tokens)
+        for rank_tokens, rank_read, rank_truncated in distributed.gather_objects((own, padded, batch.num_truncated)):
             tokens += rank_tokens
+            read += rank_read
             truncated += rank_truncated
-    means = {kind: pairs[kind] / queries for kind in ("positives", "hard", "in_batch", "cross_device", "ignored")}
-    return BatchFacts(queries, documents, *means.values(), tokens, truncated)
+    return BatchFacts(
+        queries=queries,
+        documents=documents,
+        positives=pairs["positives"] / queries,
+        hard_negatives=pairs["hard"] / queries,
+        in_batch_negatives=pairs["in_batch"] / queries,
+        cross_device_negatives=pairs["cross_device"] / queries,
+        ignored=pairs["ignored"] / queries,
+        tokens=tokens,
+        truncated=truncated,
+        padding_share=1 - tokens / read,
+    )
+
+
+def padded_tokens(batch: TokenBatch, chunk_tokens: int) -> int:
+    """Tokens of all chunks when each is filled up to its longest text."""
+    lengths = torch.cat([batch.queries.lengths, batch.documents.lengths])
+    return sum(int(lengths[index].max()) * index.numel() for index in chunks(lengths, chunk_tokens))
 
 
 def count_pairs(relation: Relation, queries: Sequence[int], documents: Sequence[int]) -> Counter[str]:

@@ -22,7 +22,7 @@ from embedtrain.training.callbacks import Callback
 from embedtrain.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from embedtrain.training.optim import set_learning_rates
 from embedtrain.training.step import ContrastiveStep, StepResult
-from embedtrain.training.telemetry import BatchFacts, SpeedMeter, batch_facts
+from embedtrain.training.telemetry import SpeedMeter
 from embedtrain.training.trackers import Tracker
 from embedtrain.training.trackers.jsonl import JsonLinesTracker
 from embedtrain.types import TokenBatch
@@ -45,7 +45,7 @@ class Trainer:
         scaler: torch's GradScaler for fp16, else None.
         checkpoints: folder of checkpoints; `keep` of them stay.
         fingerprint: what a checkpoint must agree on to be resumed (the data's hashes).
-        on_first_step: is told the facts of the first batch, before the first update.
+        on_first_step: sees the first batches, before the first update; called on every rank.
     """
 
     step: ContrastiveStep
@@ -62,7 +62,7 @@ class Trainer:
     callbacks: dict[str, Callback] = field(default_factory=dict)
     trackers: Sequence[Tracker] = ()
     fingerprint: dict[str, Any] = field(default_factory=dict)
-    on_first_step: Callable[[BatchFacts], None] = lambda facts: None
+    on_first_step: Callable[[Sequence[TokenBatch]], None] = lambda micro_batches: None
 
     def __post_init__(self) -> None:
         self.stop_reason: str | None = None
@@ -106,7 +106,7 @@ class Trainer:
                 micro_batches = next(batches)
                 speed.add(micro_batches, time.perf_counter() - asked)
                 if done == start:
-                    self.on_first_step(batch_facts(micro_batches))
+                    self.on_first_step(micro_batches)
                 result, norm = self._update(micro_batches, done)
                 done += 1
                 bar.update()

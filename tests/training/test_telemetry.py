@@ -51,8 +51,18 @@ def test_facts_of_a_small_batch_by_hand():
     assert facts.hard_negatives == 1.5
     assert facts.in_batch_negatives == 2.5
     assert facts.cross_device_negatives == 0
-    line = facts.line(in_batch=True, padding_share=0.0)
+    line = facts.line()
     assert line.startswith(
         "first step: 2 queries, each with 1.0 positives, 1.5 hard negatives, 2.5 in-batch + 0.0 cross-device"
     )
-    assert "leaves them out" in facts.line(in_batch=False, padding_share=0.0)
+    assert "leaves them out" in facts.line(in_batch=False)
+
+
+def test_padding_is_counted_where_the_backbone_pads():
+    batch = make_batch(4)
+    lengths = torch.cat([batch.queries.lengths, batch.documents.lengths])
+    assert batch_facts([batch]).padding_share == 0
+    padded = int(lengths.max()) * lengths.numel()
+    assert batch_facts([batch], padded_chunk_tokens=10_000).padding_share == pytest.approx(
+        1 - int(lengths.sum()) / padded
+    )

@@ -33,7 +33,7 @@ class WandbTracker:
                 "tracker with trackers.wandb=null."
             ) from error
         self._wandb = wandb
-        self._settings = {"project": project, "entity": entity, "mode": mode, "tags": tags}
+        self._settings: dict[str, Any] = {"project": project, "entity": entity, "mode": mode, "tags": tags}
         self._run: Any = None
 
     def start(self, *, run_name: str, run_dir: str, config: dict[str, Any], resumed: bool) -> None:

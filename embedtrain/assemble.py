@@ -1,0 +1,48 @@
+"""From a resolved config to live objects. The one place where names in YAML become an encoder, a loss, sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from embedtrain.config.build import build
+from embedtrain.data.prompts import Prompts
+from embedtrain.data.sources import Source
+from embedtrain.data.tokenizer import TextTokenizer
+from embedtrain.encoder import Encoder
+from embedtrain.evaluation.result import EvaluationResult
+
+
+def build_encoder(config: Mapping[str, Any]) -> Encoder:
+    """Backbone, pooling, projection, norm, tokenizer and prompts: everything that turns a text into a vector.
+
+    Weights are read here (unless `backbone.weights` is "random", as under the meta device in `check`).
+    """
+    backbone = build(config["backbone"])
+    pooling = build(config["pooling"], hidden_size=backbone.hidden_size)
+    settings = config["encoder"]
+    append_eos = settings["append_eos"]
+    tokenizer = TextTokenizer(
+        tokenizer=backbone.tokenizer(),
+        prompts=Prompts(**config["prompts"]),
+        max_query_length=settings["max_query_length"],
+        max_document_length=settings["max_document_length"],
+        append_eos=getattr(pooling, "reads_last_token", False) if append_eos is None else append_eos,
+    )
+    return Encoder(
+        backbone=backbone,
+        pooling=pooling,
+        tokenizer=tokenizer,
+        normalize=settings["normalize"],
+        projection_dim=settings["projection_dim"],
+    )
+
+
+def build_sources(config: Mapping[str, Any]) -> dict[str, Source]:
+    """The training sources by name; `name: null` in the config drops one."""
+    return {name: build(node) for name, node in config["data"]["sources"].items() if node is not None}
+
+
+def build_evaluators(config: Mapping[str, Any]) -> dict[str, Callable[..., EvaluationResult]]:
+    """The evaluators by name; `name: null` in the config drops one."""
+    return {name: build(node) for name, node in config["evaluation"]["evaluators"].items() if node is not None}

@@ -1,0 +1,189 @@
+"""Every loss that has a YAML, through a real transformer: ranks x cached chunks x chunk sizes x packing.
+
+Against one process on the whole batch by plain autograd on the padded model. Norm ratio and cosine: the ratio alone misses a
+gather without remote gradients, the cosine alone a factor of the number of ranks.
+
+    OMP_NUM_THREADS=1 pytest tests/training/test_parity.py -s        prints the table
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedtrain import distributed
+from embedtrain.backbones.transformer import TransformerBackbone
+from embedtrain.config.build import build
+from embedtrain.config.compose import ROOT, compose_config
+from embedtrain.data.prompts import Prompts
+from embedtrain.data.tokenizer import TextTokenizer
+from embedtrain.encoder import Encoder
+from embedtrain.pooling.mean import MeanPooling
+from embedtrain.training.step import ContrastiveStep
+from embedtrain.types import EmbeddingBatch, Embeddings, RaggedTokens, Relation, TokenBatch, text_id
+from tests.helpers.models import tiny_model_dir
+from tests.helpers.ranks import run_ranks
+
+LOSSES = sorted(path.stem for path in (ROOT / "configs" / "loss").glob("*.yaml"))
+KERNELS = ("ragged", "padded")
+MECHANICS = {  # name -> (cached share, tokens of a chunk): chunks of one text, of about three, of all
+    "plain": (0.0, 60),
+    "cached, chunks of 1": (1.0, 1),
+    "cached, chunks of 3": (1.0, 36),
+    "cached, one chunk": (1.0, 100_000),
+    "half cached": (0.5, 36),
+}
+WORLDS = (1, 2, 4)
+QUERIES = 8
+
+
+def build_loss(name: str) -> torch.nn.Module:
+    node = compose_config([f"loss={name}"]).config["loss"]
+    return build({**node, "dims": [32, 16, 8]} if "dims" in node else node)
+
+
+@cache
+def encoder_of(folder: str, kernel: str, dropout: float = 0.0) -> Encoder:
+    backbone = TransformerBackbone(name=folder, kernel=kernel, dropout=dropout)
+    tokenizer = TextTokenizer(
+        tokenizer=backbone.tokenizer(), prompts=Prompts(), max_query_length=64, max_document_length=64, append_eos=False
+    )
+    return Encoder(backbone=backbone, pooling=MeanPooling(), tokenizer=tokenizer)
+
+
+def batch_of(first: int, last: int) -> TokenBatch:
+    """Queries first .. last - 1 of one fixed batch: ragged, several positives, hard negatives, shared answers."""
+    queries, documents, query_ids, document_ids, owner, positive = [], [], [], [], [], []
+    known, known_counts = [], []
+    for i in range(first, last):
+        draw = torch.Generator().manual_seed(i)
+        queries.append(_text(draw))
+        query_ids.append(text_id(f"query {i}"))
+        names = [(f"positive {i // 4 if i % 4 == 3 else i}.{k}", True) for k in range(1 + i % 2)]  # 3 shares with 0
+        names += [(f"negative {i}.{k}", False) for k in range(i % 3)]
+        for name, is_positive in names:
+            documents.append(_text(torch.Generator().manual_seed(text_id(name) % 2**31)))
+            document_ids.append(text_id(name))
+            owner.append(i - first)
+            positive.append(is_positive)
+        answers = [text_id(name) for name, is_positive in names if is_positive]
+        known += answers
+        known_counts.append(len(answers))
+    relation = Relation(
+        query_ids=torch.tensor(query_ids),
+        document_ids=torch.tensor(document_ids),
+        owner=torch.tensor(owner),
+        is_positive=torch.tensor(positive),
+        known_ids=torch.tensor(known),
+        known_offsets=torch.tensor([0, *known_counts]).cumsum(0),
+    )
+    return TokenBatch(RaggedTokens.from_lists(queries), RaggedTokens.from_lists(documents), relation)
+
+
+def _text(draw: torch.Generator) -> list[int]:
+    length = int(torch.randint(3, 24, (), generator=draw))
+    return torch.randint(1000, 20_000, (length,), generator=draw).tolist()
+
+
+def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([gradient.detach().double().flatten() for gradient in gradients])
+
+
+def reference(folder: str, name: str) -> tuple[float, torch.Tensor]:
+    encoder, loss, batch = encoder_of(folder, "padded"), build_loss(name), batch_of(0, QUERIES)
+    encoder.train()
+    embeddings = encoder(RaggedTokens.cat([batch.queries, batch.documents])).values
+    q, d = Embeddings(embeddings[:QUERIES]), Embeddings(embeddings[QUERIES:])
+    value = loss(EmbeddingBatch(q, d, batch.relation, slice(0, QUERIES))).loss
+    parameters = [p for m in (encoder, loss) for p in m.parameters() if p.requires_grad]
+    return value.item(), flat(list(torch.autograd.grad(value, parameters)))
+
+
+def steps_of_rank(folder: str, dropout: float = 0.0) -> dict[tuple[str, str, str], tuple[float, torch.Tensor]]:
+    """What a rank of the group at hand gets: (loss, kernel, mechanics) -> loss and gradient."""
+    torch.set_num_threads(1)
+    world, rank = distributed.world_size(), distributed.rank()
+    edges = [round(QUERIES * r / world) for r in range(world + 1)]
+    if world > 1:
+        edges[1:-1] = [edge + 1 for edge in edges[1:-1]]  # uneven slices
+    batch = batch_of(edges[rank], edges[rank + 1])
+    found = {}
+    for name in LOSSES:
+        for kernel in KERNELS:
+            encoder, loss = encoder_of(folder, kernel, dropout), build_loss(name)
+            encoder.train()
+            for mechanics, (cached_share, chunk_tokens) in MECHANICS.items():
+                step = ContrastiveStep(encoder=encoder, loss=loss, chunk_tokens=chunk_tokens, cached_share=cached_share)
+                for parameter in step.parameters:
+                    parameter.grad = None
+                result = step([batch], 0)
+                found[name, kernel, mechanics] = result.loss, flat([p.grad for p in step.parameters])
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return tiny_model_dir("bert", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def matrix(folder) -> dict[int, list[dict[Any, Any]]]:
+    return {world: run_ranks(steps_of_rank, world, folder, timeout=280) for world in WORLDS}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_mechanics_give_the_gradient_of_one_process_on_the_whole_batch(matrix, folder, name):
+    expected_loss, expected = reference(folder, name)
+    assert expected.norm() > 0
+    worst = 0.0
+    for world, ranks in matrix.items():
+        for found in ranks:
+            for (loss, kernel, mechanics), (value, gradient) in found.items():
+                if loss != name:
+                    continue
+                where = f"{world} ranks, {kernel}, {mechanics}"
+                assert value == pytest.approx(expected_loss, rel=1e-4), where
+                assert float(gradient.norm() / expected.norm()) == pytest.approx(1, abs=1e-4), where
+                assert float(torch.dot(gradient, expected) / (gradient.norm() * expected.norm())) > 0.9999, where
+                worst = max(worst, float((gradient - expected).norm() / expected.norm()))
+    print(f"\n{name:24s} largest relative error of the gradient over all mechanics: {worst:.1e}")
+
+
+def test_all_ranks_hold_the_same_gradient(matrix):
+    for ranks in matrix.values():
+        for key, (value, gradient) in ranks[0].items():
+            assert all(torch.equal(other[key][1], gradient) and other[key][0] == value for other in ranks)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_dropout_is_replayed_by_cached_chunks_to_the_bit(folder, world):
+    for found in run_ranks(dropout_of_rank, world, folder):
+        for kernel, (plain, cached) in found.items():
+            assert torch.equal(plain, cached), kernel
+
+
+def dropout_of_rank(folder: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    torch.set_num_threads(1)
+    rank = distributed.rank()
+    found = {}
+    for kernel in KERNELS:
+        gradients = []
+        for cached_share in (0.0, 1.0):
+            encoder, loss = encoder_of(folder, kernel, 0.2), build_loss("infonce")
+            encoder.train()
+            encoder.zero_grad()
+            step = ContrastiveStep(encoder=encoder, loss=loss, chunk_tokens=36, cached_share=cached_share, seed=3)
+            step([batch_of(4 * rank, 4 * rank + 4)], 5)
+            gradients.append(flat([p.grad for p in step.parameters]))
+        found[kernel] = (gradients[0], gradients[1])
+    return found
+
+
+def test_the_table_covers_every_loss():
+    folder = Path(ROOT) / "configs" / "loss"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(LOSSES)
+    assert {"infonce", "hardness_weighted", "matryoshka"} <= set(LOSSES)

@@ -1,6 +1,9 @@
 """Where training rows come from: one class for each format, all giving `TrainingExample`."""
 
 from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.jsonl import JsonLines
+from embedtrain.data.sources.pairs import PairsFile
+from embedtrain.data.sources.tables import Csv, HuggingFaceDataset, Parquet
 
-__all__ = ["JsonLines", "Source"]
+__all__ = ["BeirFolder", "Csv", "HuggingFaceDataset", "JsonLines", "PairsFile", "Parquet", "Source"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from embedtrain.data.sources.base import Source
 from embedtrain.data.sources.columns import ColumnNames, Columns
@@ -19,6 +20,7 @@ class JsonLines(Source):
 
     path      the file
     columns   role -> key or keys (null = recognised by name)
+    The others are those of every `Source`.
     """
 
     def __init__(
@@ -29,20 +31,19 @@ class JsonLines(Source):
         weight: float | None = None,
         instruction: str | None = None,
         limit: int | None = None,
+        held_out: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(weight=weight, instruction=instruction, limit=limit)
+        super().__init__(weight=weight, instruction=instruction, limit=limit, held_out=held_out)
         self.lines = LinesFile(Path(path).expanduser())
         self.columns = columns
         self._layouts: dict[tuple[str, ...], Columns] = {}
 
     @property
-    def name(self) -> str:
+    def where(self) -> str:
         return str(self.lines.path)
 
-    def describe(self) -> str:
-        self[0]
-        layouts = "; or ".join(layout.describe() for layout in list(self._layouts.values())[:3])
-        return f"{layouts}. {super().describe()}"
+    def _mapping(self) -> str:
+        return "; or ".join(layout.describe() for layout in list(self._layouts.values())[:3])
 
     def _count(self) -> int:
         return len(self.lines)
@@ -66,6 +67,7 @@ class JsonLines(Source):
         return self._layouts[keys]
 
     def _refuse_columns_never_seen(self) -> None:
+        """A row may leave a key out; a key that no row has is a mistake."""
         seen = list(dict.fromkeys(key for keys in self._layouts for key in keys))
         if self.columns is not None:
-            Columns.given(self.columns, seen, self.name)
+            Columns.given(self.columns, seen, self.where)

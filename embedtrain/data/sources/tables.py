@@ -1,0 +1,334 @@
+"""Rows of a table: CSV, TSV, Parquet, and data sets of the Hugging Face library."""
+
+from __future__ import annotations
+
+import csv
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.columns import ColumnNames, Columns
+from embedtrain.errors import ConfigError, DataError
+from embedtrain.types import TrainingExample
+
+if TYPE_CHECKING:
+    import datasets
+
+_BULK = 1024  # rows turned into Python values at a time when all are read
+_LONGEST_CELL = 2**31 - 1
+
+
+class _Table(Source):
+    """Rows of a source that has named columns, known before any row is read."""
+
+    def __init__(self, columns: Mapping[str, ColumnNames | None] | None, **common: Any) -> None:
+        super().__init__(**common)
+        self.given_columns = columns
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    @property
+    @abstractmethod
+    def _table(self) -> Any:
+        """The open table; opened again in every process."""
+
+    @abstractmethod
+    def _names(self) -> list[str]:
+        """The columns that are there."""
+
+    @cached_property
+    def columns(self) -> Columns:
+        if self.given_columns is None:
+            return Columns.recognised(self._names(), self.where)
+        return Columns.given(self.given_columns, self._names(), self.where)
+
+    def _mapping(self) -> str:
+        return self.columns.describe()
+
+    def _place(self, row: int) -> str:
+        return f"{Path(self.where).name}: row {row + 1}"
+
+    def _example(self, values: Mapping[str, Any], row: int) -> TrainingExample:
+        return self.columns.example(values, self._place(row))
+
+
+class _ArrowTable(_Table):
+    """A table in memory."""
+
+    @property
+    @abstractmethod
+    def _table(self) -> pa.Table: ...
+
+    def _count(self) -> int:
+        return self._table.num_rows
+
+    def _read(self, row: int) -> TrainingExample:
+        table = self._table
+        return self._example({name: table.column(name)[row].as_py() for name in self.columns.used}, row)
+
+    def _read_all(self) -> Iterator[TrainingExample]:
+        row = 0
+        for batch in self._table.select(self.columns.used).to_batches(_BULK):
+            for values in batch.to_pylist():
+                yield self._example(values, row)
+                row += 1
+
+
+class Csv(_ArrowTable):
+    """Rows of a CSV or TSV file in UTF-8 whose first line names the columns. An empty cell is an absent value.
+
+    path        the file; held in memory
+    columns     role -> column or columns (null = recognised by name)
+    delimiter   null = a tab for `.tsv`, else a comma
+    The others are those of every `Source`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        columns: Mapping[str, ColumnNames | None] | None = None,
+        delimiter: str | None = None,
+        weight: float | None = None,
+        instruction: str | None = None,
+        limit: int | None = None,
+        held_out: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(columns, weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        self.path = _existing(path)
+        self.delimiter = delimiter or ("\t" if self.path.suffix == ".tsv" else ",")
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def _names(self) -> list[str]:
+        return [name for name in self._table.column_names if name != _LINE]
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        csv.field_size_limit(_LONGEST_CELL)
+        with self.path.open("rb") as file:
+            rows = csv.reader(_decoded(file, self.path), delimiter=self.delimiter, strict=True)
+            header = next(rows, [])
+            if not header:
+                raise DataError(f"{self.path} is empty. Expected a first line with the names of the columns.")
+            if len(set(header)) < len(header):
+                raise DataError(f"{self.path}: two columns have the same name in {header}. Rename one.")
+            return pa.Table.from_batches(list(self._batches(rows, header)), _csv_schema(header))
+
+    def _batches(self, rows: Any, header: list[str]) -> Iterator[pa.RecordBatch]:
+        cells: list[list[Any]] = []
+        try:
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{self.path}, line {rows.line_num}: {len(row)} cells, but the first line names {len(header)} "
+                        f"columns. Put cells with {self.delimiter!r} or line breaks in double quotes."
+                    )
+                cells.append([*(cell or None for cell in row), rows.line_num])
+                if len(cells) == _BULK:
+                    yield _csv_batch(cells, header)
+                    cells = []
+        except csv.Error as error:
+            raise DataError(f"{self.path}, line {rows.line_num}: {error}. Correct the quotes of this line.") from None
+        if cells:
+            yield _csv_batch(cells, header)
+
+    def _place(self, row: int) -> str:
+        return f"{self.path.name}:{self._table.column(_LINE)[row].as_py()}"
+
+    def _example(self, values: Mapping[str, Any], row: int) -> TrainingExample:
+        scores = {name: values[name] for name in self.columns.scores if values[name] is not None}
+        return super()._example(
+            {**values, **{name: self._score(cell, name, row) for name, cell in scores.items()}}, row
+        )
+
+    def _score(self, cell: str, name: str, row: int) -> float:
+        try:
+            return float(cell)
+        except ValueError:
+            raise DataError(f"{self._place(row)}: {name} is {cell[:40]!r}. Expected a number.") from None
+
+
+class Parquet(_ArrowTable):
+    """Rows of a Parquet file, or of all `*.parquet` files of a folder in the order of their names.
+
+    path      the file or folder; the columns that are used are held in memory
+    columns   role -> column or columns (null = recognised by name)
+    The others are those of every `Source`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        columns: Mapping[str, ColumnNames | None] | None = None,
+        weight: float | None = None,
+        instruction: str | None = None,
+        limit: int | None = None,
+        held_out: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(columns, weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        self.path = _existing(path)
+        self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        if not self.files:
+            raise DataError(f"{self.path} holds no *.parquet file.")
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def _names(self) -> list[str]:
+        return self._reading(self.files[0], lambda file: list(pq.read_schema(file).names))
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        used = self.columns.used
+        tables = [self._reading(file, lambda f: pq.read_table(f, columns=used)) for file in self.files]
+        for file, table in zip(self.files, tables, strict=True):
+            missing = [name for name in used if name not in table.column_names]
+            if missing:
+                raise DataError(f"{file}: there is no column {missing[0]!r}, which {self.files[0].name} has.")
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    @staticmethod
+    def _reading(file: Path, read: Any) -> Any:
+        try:
+            return read(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{file} is not a Parquet file that can be read: {error}") from None
+
+
+class HuggingFaceDataset(_Table):
+    """Rows of a data set of the Hugging Face `datasets` library, memory-mapped.
+
+    path       a name on the hub ("sentence-transformers/all-nli"), or a folder written by `save_to_disk`
+    name       the configuration ("pair"), where the data set has several
+    split      "train", or any split expression of the library
+    revision   commit or tag of the data set on the hub
+    columns    role -> column or columns (null = recognised by name)
+    The others are those of every `Source`.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        columns: Mapping[str, ColumnNames | None] | None = None,
+        weight: float | None = None,
+        instruction: str | None = None,
+        limit: int | None = None,
+        held_out: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(columns, weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        self.path, self.name, self.split, self.revision = path, name, split, revision
+        if is_saved_dataset(Path(path)) and (name or revision):
+            raise ConfigError(f"{path} is a folder written by save_to_disk: it has no name and no revision to choose.")
+
+    @property
+    def where(self) -> str:
+        return "/".join(part for part in (self.path, self.name, self.split) if part)
+
+    def _names(self) -> list[str]:
+        return self._table.column_names
+
+    def _count(self) -> int:
+        return self._table.num_rows
+
+    def _read(self, row: int) -> TrainingExample:
+        return self._example(self._selected[row], row)
+
+    def _read_all(self) -> Iterator[TrainingExample]:
+        row = 0
+        for batch in self._selected.iter(_BULK):
+            for cells in zip(*batch.values(), strict=True):
+                yield self._example(dict(zip(batch, cells, strict=True)), row)
+                row += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_selected"}
+
+    def _place(self, row: int) -> str:
+        return f"{self.where}: row {row + 1}"
+
+    @cached_property
+    def _selected(self) -> datasets.Dataset:
+        return self._table.select_columns(list(dict.fromkeys(self.columns.used)))
+
+    @cached_property
+    def _table(self) -> datasets.Dataset:
+        import datasets  # takes seconds, and most runs need none of it
+
+        if not is_saved_dataset(Path(self.path)):
+            return self._load()
+        saved = datasets.load_from_disk(self.path)
+        if isinstance(saved, datasets.Dataset):
+            return saved
+        if self.split not in saved:
+            raise DataError(f"{self.path} has no split {self.split!r}. Its splits are {', '.join(map(str, saved))}.")
+        return saved[self.split]
+
+    def _load(self) -> datasets.Dataset:
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # all that the library raises for names, splits and the net
+            raise DataError(
+                f"the data set {self.where} could not be loaded: {str(error).strip().splitlines()[0]} Is it a file or "
+                "folder? Then correct the path. Without a connection, give a folder written by `save_to_disk`, or the "
+                "rows as JSONL, CSV or Parquet."
+            ) from None
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+_LINE = "\0line"  # the line of each row, beside the columns of a CSV file; no header can hold a null character
+
+
+def _csv_schema(header: list[str]) -> pa.Schema:
+    return pa.schema([*((name, pa.large_string()) for name in header), (_LINE, pa.int64())])
+
+
+def _csv_batch(cells: list[list[Any]], header: list[str]) -> pa.RecordBatch:
+    schema = _csv_schema(header)
+    columns = zip(zip(*cells, strict=True), schema.types, strict=True)
+    return pa.RecordBatch.from_arrays([pa.array(column, kind) for column, kind in columns], schema=schema)
+
+
+def _decoded(file: Any, path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, line {number}: byte {error.start} ({line[error.start : error.start + 1]!r}) is not UTF-8. "
+                "Convert the file: iconv -f <its encoding> -t UTF-8."
+            ) from None
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise DataError(f"{found} does not exist. Expected a file with rows of pairs.")
+    return found

@@ -54,8 +54,8 @@ class Encoder(nn.Module):
         tokens = tokens.to(self.device)
         options = {"all_layers": True} if getattr(self.pooling, "needs_layers", False) else {}
         hidden = self.backbone(tokens, **options)
+        values = self.pooling(hidden, tokens).float()
         with torch.autocast(self.device.type, enabled=False):
-            values = self.pooling(hidden, tokens).float()
             if self.projection is not None:
                 values = self.projection(values)
             if self.normalize:

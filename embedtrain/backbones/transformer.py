@@ -266,7 +266,7 @@ def _load_model(name: str, config: Any, weights: str, dtype: torch.dtype, hub: M
 
 def _has_pooler(config: Any) -> bool:
     model_class = MODEL_MAPPING.get(type(config), None)
-    return model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    return isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters
 
 
 def _set_dropout(config: Any, probability: float) -> None:

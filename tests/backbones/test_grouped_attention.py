@@ -1,0 +1,113 @@
+"""The CPU kernel against the plain formula, text by text, and its gradient in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embedtrain.backbones import grouped_attention as kernel
+from embedtrain.backbones.grouped_attention import grouped_attention
+from embedtrain.backbones.padded_attention import padded_attention
+from embedtrain.backbones.ragged import RaggedLayout, Visibility
+
+LENGTHS = (7, 7, 7, 4, 3, 3, 1)
+HEADS, WIDTH, SCALE = 4, 5, 0.7
+FULL, CAUSAL = Visibility(), Visibility(right=0)
+WINDOWS = [FULL, CAUSAL, Visibility(left=2, right=0), Visibility(left=2, right=2), Visibility(left=100, right=1)]
+
+
+def inputs(kv_heads=HEADS, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(LENGTHS)
+    shapes = [(HEADS, tokens, WIDTH), (kv_heads, tokens, WIDTH), (kv_heads, tokens, WIDTH + 1)]
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
+
+
+def slow(q, k, v, visibility, keep=None):
+    """softmax(scale q k') v for each text, each head, each query. `keep` [text][head]: factors on the probabilities."""
+    out, start = [], 0
+    for text, length in enumerate(LENGTHS):
+        rows = []
+        for i in range(start, start + length):
+            left = start if visibility.left is None else max(start, i - visibility.left)
+            right = start + length - 1 if visibility.right is None else min(start + length - 1, i + visibility.right)
+            seen = slice(left, right + 1)
+            heads = []
+            for head in range(HEADS):
+                kv = head * k.shape[0] // HEADS
+                p = torch.softmax(SCALE * (k[kv, seen] @ q[head, i]), 0)
+                if keep is not None:
+                    p = p * keep[text][head][i - start, left - start : right + 1 - start]
+                heads.append(p @ v[kv, seen])
+            rows.append(torch.stack(heads))
+        out.append(torch.stack(rows))
+        start += length
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("visibility", WINDOWS, ids=str)
+@pytest.mark.parametrize("kv_heads", [HEADS, 2, 1])
+@pytest.mark.parametrize(
+    ("attention", "tile"),
+    [(grouped_attention, 1), (grouped_attention, 100), (grouped_attention, 1 << 18), (padded_attention, None)],
+)
+def test_values_and_gradients_are_those_of_the_formula(visibility, kv_heads, attention, tile, monkeypatch):
+    monkeypatch.setattr(kernel, "_TILE", tile)
+    q, k, v = inputs(kv_heads)
+    out = attention(q, k, v, layout=RaggedLayout(LENGTHS), visibility=visibility, scale=SCALE)
+    expected = slow(q, k, v, visibility)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad((out * upstream).sum(), (q, k, v))
+    theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("visibility", [FULL, CAUSAL], ids=str)
+@pytest.mark.parametrize("kv_heads", [HEADS, 2])
+def test_dropout_is_on_the_probabilities_and_its_gradient_is_exact(visibility, kv_heads, monkeypatch):
+    drawn = []
+
+    def recorded(shape, probability):
+        keep, rescale = keep_mask(shape, probability)
+        drawn.append(keep.double() * rescale)
+        return keep, rescale
+
+    keep_mask = kernel.keep_mask
+    monkeypatch.setattr(kernel, "keep_mask", recorded)
+    q, k, v = inputs(kv_heads)
+    torch.manual_seed(0)
+    out = grouped_attention(q, k, v, layout=RaggedLayout(LENGTHS), visibility=visibility, scale=SCALE, dropout=0.3)
+    keep = []
+    for group, (_, texts, length) in zip(drawn, RaggedLayout(LENGTHS).groups, strict=True):
+        keep += list(group.view(texts, HEADS, length, length))
+    expected = slow(q, k, v, visibility, keep)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    upstream = torch.randn_like(out)
+    ours = torch.autograd.grad((out * upstream).sum(), (q, k, v))
+    theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_gradcheck_with_dropout(monkeypatch):
+    monkeypatch.setattr(kernel, "_TILE", 100)
+    layout = RaggedLayout((3, 3, 2))
+
+    def attention(q, k, v):
+        torch.manual_seed(0)
+        return grouped_attention(q, k, v, layout=layout, visibility=CAUSAL, scale=0.5, dropout=0.2)
+
+    shapes = [(2, 8, 3), (1, 8, 3), (1, 8, 3)]
+    tensors = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes]
+    assert torch.autograd.gradcheck(attention, tensors)
+
+
+def test_half_precision_inputs_are_computed_in_fp32():
+    q, k, v = (x.detach().bfloat16() for x in inputs())
+    layout = RaggedLayout(LENGTHS)
+    out = grouped_attention(q, k, v, layout=layout, visibility=FULL, scale=SCALE)
+    exact = grouped_attention(q.float(), k.float(), v.float(), layout=layout, visibility=FULL, scale=SCALE)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, exact.bfloat16(), rtol=0, atol=0)

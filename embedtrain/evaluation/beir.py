@@ -7,13 +7,13 @@ qrels/test.tsv    a header line, then: query id <TAB> document id <TAB> integer 
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from embedtrain.errors import DataError
+from embedtrain.evaluation.files import numbered_lines
 from embedtrain.evaluation.retrieval_data import RetrievalData
 
 
@@ -51,32 +51,10 @@ def _find(folder: Path, name: str) -> Path:
     raise DataError(message)
 
 
-def _open(path: Path) -> TextIO:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with its place."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield line.rstrip("\n"), f"{path}:{number}"
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 after line {number} ({error.reason}). Convert the file to UTF-8."
-        ) from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}).") from error
-    if number == 0:
-        raise DataError(f"{path}: the file is empty.")
-
-
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(id, row, place) of a JSONL file whose rows have unique `_id`s."""
     places: dict[str, str] = {}
-    for line, where in _lines(path):
+    for line, where in numbered_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -107,7 +85,7 @@ def _document(row: dict[str, Any], where: str) -> str:
 def _judgements(path: Path, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
     """Grades of the queries that at least one document answers; a query judged only at 0 cannot be asked anything."""
     grades: dict[str, dict[str, int]] = {}
-    lines = _lines(path)
+    lines = numbered_lines(path)
     header, where = next(lines)
     if header.split("\t")[-1].strip().isdigit():
         raise DataError(f"{where}: expected the header 'query-id<TAB>corpus-id<TAB>score', got a judgement: {header!r}")

@@ -78,8 +78,12 @@ class RetrievalEvaluator:
         self.source = source
         self.instruction = instruction
         self.chunk_documents = chunk_documents
-        # The search puts equal scores in this order. It is that of trec_eval, so that figures agree with published ones.
-        self.ids = sorted(data.documents, reverse=True)
+        # Each text is encoded and searched once, whatever number of documents have it: their scores are then equal to the
+        # bit on any number of ranks. Among equals the larger id comes first, as in trec_eval and so in published figures.
+        self.ids_of: dict[str, list[str]] = {}
+        for document in sorted(data.documents, reverse=True):
+            self.ids_of.setdefault(data.documents[document], []).append(document)
+        self.texts = list(self.ids_of)
 
     def __call__(self, encoder: TextEncoder, *, show_progress: bool = False) -> EvaluationResult:
         start = time.perf_counter()
@@ -95,14 +99,15 @@ class RetrievalEvaluator:
         queries = self._encode_queries(encoder, show_progress)
         depth = max(measure["cutoff"] for measure in self.measures.values())
         k = depth + bool(data.own_documents)  # a query's own document is taken out afterwards
-        mine = share_of_rank(len(data.documents))
+        mine = share_of_rank(len(self.texts))
         scores, indices = top_k(queries, self._document_chunks(encoder, mine, show_progress), k)
         mine_indices = torch.tensor(mine, dtype=torch.int64, device=indices.device)
         _, indices = merge_over_ranks(scores, mine_indices[indices], k)
         ranking = {}
         for query, found in zip(data.queries, indices.tolist(), strict=True):
             own = data.own_documents.get(query)
-            ranking[query] = [self.ids[i] for i in found if self.ids[i] != own][:depth]
+            documents = [document for i in found for document in self.ids_of[self.texts[i]] if document != own]
+            ranking[query] = documents[:depth]
         return ranking
 
     def _encode_queries(self, encoder: TextEncoder, show_progress: bool) -> Tensor:
@@ -124,7 +129,7 @@ class RetrievalEvaluator:
             chunk = mine[start : start + self.chunk_documents]
             yield encode(
                 encoder,
-                [self.data.documents[self.ids[i]] for i in chunk],
+                [self.texts[i] for i in chunk],
                 role="document",
                 source=self.source,
                 instructions=[self.instruction] * len(chunk),

@@ -123,7 +123,8 @@ def is_group(override: Override) -> bool:
         return False
     group = str(override.key_or_group)
     value = override.value()
-    is_option = value is None or isinstance(value, str)
+    options = value if isinstance(value, list) else [value]
+    is_option = all(option is None or isinstance(option, str) for option in options)
     return is_option and (group == "recipe" or override.package is not None or _group_exists(group))
 
 
@@ -265,12 +266,17 @@ def _compose_dropping_bad_values(primary: str, parsed: list[Override], problems:
                 problems.append(bad_value(culprit, error))
                 parsed.remove(culprit)
                 continue
+            new_place = re.match(r"Could not override '(\S+@\S+)'", str(error))
+            unplaced = [o for o, line in zip(parsed, lines, strict=True) if new_place and line.startswith(new_place[1])]
+            if unplaced:  # `source@data.sources.mine=jsonl` adds a part: as with keys, no `+` is needed
+                parsed[parsed.index(unplaced[0])] = _parse(f"+{unplaced[0].input_line}")
+                continue
             in_recipe = re.match(
                 r"In 'recipe/(.+?)': (?:ConfigKeyError|ConfigAttributeError|ValidationError)", str(error)
             )
             found = _clean_recipe(in_recipe[1]) if in_recipe else []
             if not found:
-                raise ConfigError("\n".join([*problems, explain(error, lines)])) from None
+                raise ConfigError("\n".join([*problems, explain(error)])) from None
             problems.extend(found)
 
 

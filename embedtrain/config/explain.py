@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -96,7 +96,9 @@ def bad_syntax(text: str, error: Exception | None = None) -> str:
 
 
 def bad_value(override: Override, error: Exception) -> str:
-    """The message for a value of the wrong type on the command line."""
+    """The message for a value that cannot be taken, on the command line."""
+    if override.is_delete():
+        return f"{override.input_line}: a key of the frame cannot be taken out. Set it to a value, or to null."
     return wrong_type(str(override.key_or_group), override.value(), error.__cause__ or error)
 
 
@@ -190,7 +192,7 @@ def _recipe_problem(key: str, value: Any, error: OmegaConfBaseException) -> str:
     return wrong_type(key, value, error)
 
 
-def explain(error: HydraException, lines: Sequence[str]) -> str:
+def explain(error: HydraException) -> str:
     """Any other refusal of Hydra's."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -198,11 +200,10 @@ def explain(error: HydraException, lines: Sequence[str]) -> str:
     twice = re.match(r"(\S+) appears more than once in the final defaults list", text)
     if twice:
         return f"+{twice[1]}=...: {twice[1]} has an option already; write {twice[1]}=... to choose another."
-    unknown = re.match(r"Could not override '(\S+)'", text)
-    if unknown:
-        line = next((line for line in lines if unknown[1] in line), unknown[1])
-        return f"{line}: there is no such group in the config. To add one at a new place write +{line}."
-    return text.splitlines()[0] if text.startswith("Error") else text
+    absent = re.match(r"Could not delete from config. '(\S+)' does not exist", text)
+    if absent:
+        return f"~{absent[1]}: there is no {absent[1]} in this config, so nothing to take out."
+    return text
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -1,13 +1,17 @@
-"""What must hold between keys. A rule yields problems; `Warning`s are settings that work and may be regretted."""
+"""What must hold between keys. A rule yields problems, and regrets: settings that work and may be regretted."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# owner/name, and no file name
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.gz)(?<!\.csv)(?<!\.tsv)(?<!\.parquet)")
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,8 @@ def _batch_is_unset(config: dict[str, Any]) -> bool:
 def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if not any(source is not None for source in config["data"]["sources"].values()):
         yield Problem(
-            "data.sources: there is nothing to train on. recipe=finetune data.path=pairs.jsonl, or add a source: "
-            "+source@data.sources.mine=jsonl data.sources.mine.path=pairs.jsonl"
+            "data.sources: there is nothing to train on. For a file of your own: data=pairs data.path=pairs.jsonl; for another "
+            "source: source@data.sources.<name>=jsonl data.sources.<name>.path=pairs.jsonl"
         )
     unknown = (
         set(config["prompts"]["sources"]) - set(config["data"]["sources"]) - set(config["evaluation"]["evaluators"])
@@ -148,21 +152,27 @@ def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
 
 def paths(config: dict[str, Any], world: int) -> Iterator[Finding]:
     """Files and folders that components read. Relative ones start where the command was started."""
-    for collection, nodes in (
-        ("data.sources", config["data"]["sources"]),
-        ("evaluation.evaluators", config["evaluation"]["evaluators"]),
-    ):
-        for name, node in nodes.items():
-            for place, path in _paths(node, f"{collection}.{name}"):
-                if not Path(path).expanduser().exists():
-                    yield Problem(f"{place}: there is no file or folder {Path(path).expanduser().absolute()}.")
+    named = [
+        *_paths(config["data"]["sources"], "data.sources"),
+        *_paths(config["evaluation"]["evaluators"], "evaluation.evaluators"),
+    ]
+    # Several components may read one file: the key that the user set is named, once.
+    keys = {path: place for place, path in reversed(named)}
+    if config["data"]["path"] in keys:
+        keys[config["data"]["path"]] = "data.path"
+    for path, place in keys.items():
+        if not Path(path).expanduser().exists():
+            yield Problem(f"{place}: there is no file or folder {Path(path).expanduser().absolute()}.")
 
 
 def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
     if not isinstance(node, dict):
         return
+    kind = str(node.get("_target_", "")).rpartition(".")[2]
     for name, value in node.items():
-        if name == "path" and isinstance(value, str):
+        # Two of the sources also take the name of a data set on the hub; theirs to say whether there is one.
+        on_hub = kind in ("HuggingFaceDataset", "PairsFile") and _HUB_NAME.fullmatch(str(value))
+        if name == "path" and isinstance(value, str) and not on_hub:
             yield f"{key}.path", value
         yield from _paths(value, f"{key}.{name}")
 
@@ -239,10 +249,15 @@ def tracker_packages(config: dict[str, Any], world: int) -> Iterator[Finding]:
     needs = {"WandbTracker": ("wandb", "wandb"), "TensorBoardTracker": ("tensorboard", "tensorboard")}
     for name, node in config["trackers"].items():
         kind = str((node or {}).get("_target_", "")).rpartition(".")[2]
-        if kind in needs and importlib.util.find_spec(needs[kind][0]) is None:
+        if kind in needs and not _is_installed(needs[kind][0]):
             yield Problem(
                 f"trackers.{name}: the package {needs[kind][0]} is not installed. pip install 'embedtrain[{needs[kind][1]}]'"
             )
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder ./wandb of earlier runs is no package
 
 
 RULES: tuple[Rule, ...] = (

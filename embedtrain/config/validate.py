@@ -118,6 +118,8 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _components(config: dict[str, Any]) -> Iterator[str]:
     allow = [str(prefix) for prefix in config.get("allow_targets") or []]
+    if _waits_for_path(config):
+        yield "data.path: required, and not set. It names the file or folder to train on: data.path=pairs.jsonl"
     for key, runtime in COMPONENTS.items():
         yield from _component(config.get(key), key, allow, runtime, required=True)
     for key, runtime in COLLECTIONS.items():
@@ -141,6 +143,11 @@ def _component(
     if not isinstance(node, dict) or "_target_" not in node:
         if not node and required:
             yield f"{key}: required, and not set. Choose an option with {key}=<name> (see configs/{key}/)."
+        elif isinstance(node, dict):
+            yield (
+                f"{key}: has settings ({', '.join(node)}) and no _target_ that would say of what. Was the option that "
+                "defines it swapped for another one? Two options of a group: evaluation=[held_out,beir]."
+            )
         else:
             yield f"{key}: expected a component, which is a mapping with _target_, got {node!r}."
         return
@@ -167,6 +174,8 @@ def _arguments(node: dict[str, Any], key: str, takes: Signature, runtime: frozen
             yield f"{key}.{name}: of Hydra's own keys only _target_ is read."
         elif name not in takes.parameters and not takes.open:
             yield unknown_key(f"{key}.{name}", can_set, owner=takes.name)
+        elif name == "path" and node[name] is None:
+            continue  # reported once, as data.path
         elif name in takes.parameters and node[name] != MISSING:
             annotation, aliases = takes.parameters[name].annotation, takes.aliases or {}
             if not _is_component(node[name]) and not fits(node[name], annotation, aliases):
@@ -179,6 +188,17 @@ def _arguments(node: dict[str, Any], key: str, takes: Signature, runtime: frozen
     for name in can_set:
         if takes.parameters[name].required and name not in given:
             yield f"{key}.{name}: required by {takes.name}, and not set. Set it with {key}.{name}=..."
+
+
+def _waits_for_path(config: dict[str, Any]) -> bool:
+    """Whether a component reads data.path, which is not set: its own path has become null."""
+
+    def is_open(node: Any) -> bool:
+        return isinstance(node, dict) and (
+            ("_target_" in node and node.get("path", "") is None) or any(is_open(inner) for inner in node.values())
+        )
+
+    return is_open(config.get("data")) or is_open(config.get("evaluation"))
 
 
 def _literals(described: str) -> list[str]:

@@ -24,6 +24,7 @@ from embedtrain.errors import CheckpointError
 TRANSFORMER = "sentence_transformers.models.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
 DENSE = "sentence_transformers.models.Dense"
+WEIGHTED_LAYERS = "sentence_transformers.models.WeightedLayerPooling"
 NORMALIZE = "sentence_transformers.models.Normalize"
 # The one module that sentence-transformers lacks; its file travels with the model.
 LATENT_ATTENTION_FILE = "modeling_latent_attention.py"

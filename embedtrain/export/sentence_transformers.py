@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,6 @@ from embedtrain.export.staging import beside, replace_folder, staged_folder
 from embedtrain.export.tokenizer import save_tokenizer
 from embedtrain.export.verify import MIN_COSINE, Verification, verify
 
-log = logging.getLogger("embedtrain")
-
 Dtype = Literal["float32", "bfloat16", "float16"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 _SLACK = 64 * 2**20  # bytes, for the tokenizer and the small files
@@ -55,14 +52,14 @@ def export(
     path: str | Path,
     *,
     probes: Sequence[str],
-    card: RunRecord | str | None = None,
+    record: RunRecord | None = None,
     similarity: Similarity = "cosine",
     dtype: Dtype = "float32",
 ) -> ExportReport:
     """Write `encoder` to the folder `path`, prove that the folder gives its embeddings, and report.
 
     probes: texts of the kind the model is for; hard ones (long, unicode, almost empty) are added.
-    card: the run's record, from which the card is written, or a finished card; None: the encoder's own facts.
+    record: of the run, for the card; where it is silent, the encoder's own facts are added.
     similarity: what sentence-transformers' `model.similarity` shall compute.
     dtype: of the stored weights. The comparison runs in float32 on both sides.
 
@@ -76,17 +73,11 @@ def export(
     with staged_folder(path, needed=_bytes(encoder, getattr(torch, dtype))) as partial:
         with full_precision(encoder):  # adapters are added to the weights before any rounding
             notes += _write_folder(encoder, partial, similarity=similarity, dtype=dtype)
-        (partial / "README.md").write_text(_card(encoder, card, similarity, notes), encoding="utf-8")
+        (partial / "README.md").write_text(_card(encoder, record, similarity, notes), encoding="utf-8")
         result = verify(partial, texts, expected, prompts=probe_prompts(encoder.tokenizer.prompts))
         if not result.passed:
             rejected = replace_folder(partial, beside(path, "rejected"))
             raise CheckpointError(_refusal(path, rejected, result))
-    log.info(
-        "exported %s: %d probes reloaded with %s, worst cosine %.7f",
-        *(path, len(texts), result.verified_with, result.worst_cosine),
-    )
-    for note in notes:
-        log.info("export: %s", note)
     return ExportReport(path, result.worst_cosine, len(texts), result.verified_with, notes)
 
 
@@ -103,7 +94,7 @@ def _write_folder(encoder: Encoder, folder: Path, *, similarity: Similarity, dty
     stored = getattr(torch, dtype)
     notes = _save_backbone(encoder.backbone.merged_model(), folder, stored)  # type: ignore[operator]
     notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length)
-    types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored, notes)]
+    types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored)]
     if encoder.projection is not None:
         types.append((layout.DENSE, "Dense"))
         _save_projection(encoder.projection, folder / f"{len(types) - 1}_Dense", stored)
@@ -165,6 +156,11 @@ def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
             f"Training cut queries at {lengths['query']} and documents at {lengths['document']} tokens. The folder has one "
             f"limit for both, {max_seq_length}; set `model.max_seq_length` to have the other."
         )
+    if ships_code(encoder.pooling):
+        notes.append(
+            f"sentence-transformers has no latent attention: the folder ships it as `{layout.LATENT_ATTENTION_FILE}`, and "
+            "loading needs `trust_remote_code=True`."
+        )
     prompts = encoder.tokenizer.prompts
     for role, template in prompts.templates.items():
         if PLACEHOLDER in template:
@@ -180,10 +176,8 @@ def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
     return notes
 
 
-def _card(encoder: Encoder, card: RunRecord | str | None, similarity: str, notes: list[str]) -> str:
-    if isinstance(card, str):
-        return card + (("\n## Notes on this folder\n\n" + "".join(f"- {note}\n" for note in notes)) if notes else "")
-    record = with_facts_of(encoder, card or RunRecord(), similarity=similarity)
+def _card(encoder: Encoder, record: RunRecord | None, similarity: str, notes: list[str]) -> str:
+    record = with_facts_of(encoder, record or RunRecord(), similarity=similarity)
     return model_card(record, notes=notes, trust_remote_code=ships_code(encoder.pooling))
 
 

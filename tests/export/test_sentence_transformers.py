@@ -20,7 +20,11 @@ from embedtrain.export.probes import expected_embeddings, probe_texts
 from embedtrain.export.sentence_transformers import check_exportable, export
 from embedtrain.pooling.cls import ClsPooling
 from embedtrain.pooling.eos import EosPooling
+from embedtrain.pooling.first_last import FirstLastPooling
+from embedtrain.pooling.latent_attention import LatentAttentionPooling
+from embedtrain.pooling.max import MaxPooling
 from embedtrain.pooling.mean import MeanPooling
+from embedtrain.pooling.weighted_mean import WeightedMeanPooling
 from tests.helpers.models import tiny_model_dir
 
 PROBES = ["how to read a file line by line", "open(path).read()"]
@@ -62,6 +66,11 @@ def in_process(monkeypatch):
     monkeypatch.setattr(verify, "_embed_in_fresh_process", embed)
 
 
+def latent_attention():
+    torch.manual_seed(1)
+    return LatentAttentionPooling(hidden_size=32, num_latents=6, num_heads=2, head_dim=8, expansion=2)
+
+
 DECODER = {"architecture": "qwen3"}
 CASES = {
     "cls": {"pooling": ClsPooling()},
@@ -75,6 +84,23 @@ CASES = {
     "sliding causal decoder with eos": {"architecture": "mistral", "pooling": EosPooling()},
     "bidirectional decoder with eos": {**DECODER, "attention": "bidirectional", "pooling": EosPooling()},
     "mean over appended eos": {**DECODER, "append_eos": True},
+    "weighted mean": {**DECODER, "attention": "causal", "pooling": WeightedMeanPooling()},
+    "max": {"pooling": MaxPooling()},
+    "first and last layer": {"pooling": FirstLastPooling()},
+    "first and last layer of a decoder": {**DECODER, "pooling": FirstLastPooling()},
+    "latent attention": {**DECODER, "attention": "bidirectional", "pooling": latent_attention()},
+    "latent attention, prompts not pooled": {
+        **DECODER,
+        "attention": "bidirectional",
+        "pooling": latent_attention(),
+        "prompts": Prompts(query="Instruct: find\nQuery:", pool_prompt=False),
+        "projection_dim": 12,
+    },
+    "weighted mean, prompts not pooled": {
+        "pooling": WeightedMeanPooling(),
+        "prompts": Prompts(query="Instruct: find\nQuery:", pool_prompt=False),
+    },
+    "max, prompts not pooled": {"pooling": MaxPooling(), "prompts": Prompts(query="find:", pool_prompt=False)},
     "lora": {**DECODER, "attention": "bidirectional", "lora": {"r": 4}},
     "lora on an encoder": {"lora": {"r": 4}},
     "frozen in bfloat16 under lora": {"lora": {"r": 4}, "dtype": "bfloat16"},
@@ -103,7 +129,8 @@ def test_the_folder_gives_the_embeddings(name, tmp_path):
     report = export(encoder, tmp_path / "model", probes=PROBES)
     assert report.worst_cosine > 0.999999
     files = [path.name for path in (tmp_path / "model").rglob("*") if path.is_file()]
-    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".py"))]
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    assert ("modeling_latent_attention.py" in files) == isinstance(encoder.pooling, LatentAttentionPooling)
 
 
 def make_adapters_matter(encoder):
@@ -111,6 +138,16 @@ def make_adapters_matter(encoder):
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
+
+
+def test_latent_attention_needs_the_flag_and_says_so(tmp_path):
+    encoder = tiny_encoder(tmp_path, "qwen3", latent_attention(), attention="bidirectional")
+    report = export(encoder, tmp_path / "model", probes=PROBES)
+    assert report.worst_cosine > 0.99999
+    assert any("trust_remote_code=True" in note for note in report.notes)
+    assert "trust_remote_code=True)" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(tmp_path / "model"), device="cpu")
 
 
 @pytest.mark.usefixtures("in_process")

@@ -27,7 +27,7 @@ def comparison_table(
     for name, result in after.items():
         if name in before:
             differences = compare(before[name], result, resamples=resamples, seed=seed)
-            blocks.append(f"{name}{_size(result)}\n{_table(differences, result.primary)}")
+            blocks.append(f"{name}{result_size(result)}\n{_table(differences, result.primary)}")
     return "\n".join(blocks)
 
 
@@ -69,7 +69,7 @@ def interval(difference: Difference) -> str | None:
     return f"[{signed(difference.low)}, {signed(difference.high)}]"
 
 
-def _size(result: EvaluationResult) -> str:
+def result_size(result: EvaluationResult) -> str:
     """ " (300 queries, 5,183 documents)", from what the evaluator tells of itself."""
     kinds = ("queries", "documents", "pairs")
     sizes = [f"{result.details[f'num_{kind}']:,} {kind}" for kind in kinds if f"num_{kind}" in result.details]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from embedtrain.distributed import gather_objects, rank, world_size
+from embedtrain.distributed import gather_objects, is_main, rank, world_size
 from embedtrain.errors import TrainingError
 from embedtrain.types import Role
 
@@ -40,7 +40,9 @@ def encode(
 
     Raises TrainingError when they are not finite: no figure means anything then.
     """
-    embeddings = encoder.encode(texts, role=role, source=source, instructions=instructions, show_progress=show_progress)
+    embeddings = encoder.encode(
+        texts, role=role, source=source, instructions=instructions, show_progress=show_progress and is_main()
+    )
     broken = (~torch.isfinite(embeddings).all(dim=1)).nonzero().squeeze(1).tolist()
     if broken:
         raise TrainingError(

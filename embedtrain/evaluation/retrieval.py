@@ -87,7 +87,7 @@ class RetrievalEvaluator:
 
     def __call__(self, encoder: TextEncoder, *, show_progress: bool = False) -> EvaluationResult:
         start = time.perf_counter()
-        ranking = self._search(encoder, show_progress and is_main())
+        ranking = self._search(encoder, show_progress)
         if not is_main():
             return broadcast_object(None)  # type: ignore[return-value]  # what rank 0 measured
         details = {"seconds": round(time.perf_counter() - start, 3), **prompts_used(encoder, self.source)}

@@ -20,7 +20,7 @@ DRAWS_AT_ONCE = 4_000_000  # numbers in memory: 32 MB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """A metric before and after. Without values per query there is no interval, and the fields behind it are None."""
+    """A metric before and after. Without values of the same queries there is no interval, and what follows it is None."""
 
     metric: str
     before: float
@@ -45,13 +45,13 @@ class Difference:
 def compare(
     before: EvaluationResult, after: EvaluationResult, *, resamples: int = 2000, seed: int = 0
 ) -> list[Difference]:
-    """Every metric that both results have, in the order of `after`."""
+    """Every metric that both results have, in the order of `after`; without an interval where the queries are not the same."""
     differences = []
     for metric, value in after.metrics.items():
         if metric not in before.metrics:
             continue
         old, new = (result.per_query or {} for result in (before, after))
-        if metric in old and metric in new:
+        if metric in old and metric in new and old[metric].keys() == new[metric].keys():
             differences.append(paired_bootstrap(metric, old[metric], new[metric], resamples=resamples, seed=seed))
         else:
             differences.append(Difference(metric=metric, before=before.metrics[metric], after=value))

@@ -98,3 +98,10 @@ def test_metrics_without_values_per_query_have_no_interval():
         None,
         False,
     )
+
+
+def test_other_queries_leave_a_change_without_an_interval():
+    before, after = (
+        EvaluationResult(name="a", metrics={"m": 0.5}, primary="m", per_query={"m": {query: 0.5}}) for query in "xy"
+    )
+    assert compare(before, after)[0].low is None

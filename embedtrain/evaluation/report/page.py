@@ -1,0 +1,63 @@
+"""report.html: what a run did, on one page that needs nothing but a browser.
+
+In reading order: did it get better, by how much and how sure is that; how training went; which queries changed; what the
+run was made of; how to repeat it; what the figures do not say. What is not known is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from html import escape
+from pathlib import Path
+
+from embedtrain.evaluation.report.facts import limits, made_of, repeat
+from embedtrain.evaluation.report.files import RunFiles, read_run
+from embedtrain.evaluation.report.queries import changed_queries
+from embedtrain.evaluation.report.training import curves, key_facts
+from embedtrain.evaluation.report.verdict import measured_changes, tables, verdicts
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` into a run directory from the files that are there. Returns its path.
+
+    Raises DataError when there is no such folder or a file in it is broken.
+    """
+    run = read_run(run_dir)
+    path = run.dir / "report.html"
+    path.write_text(render(run), encoding="utf-8")
+    return path
+
+
+def render(run: RunFiles) -> str:
+    """The page as one string: no script, no link, no font from elsewhere; the policy in its head forbids them."""
+    style = (importlib.resources.files("embedtrain.evaluation.report") / "report.css").read_text(encoding="utf-8")
+    changes = measured_changes(run)
+    sections = [
+        _header(run),
+        verdicts(run, changes),
+        key_facts(run),
+        tables(run, changes),
+        curves(run),
+        *(changed_queries(name, run.before[name], run.after[name]) for name in changes),
+        made_of(run),
+        repeat(run),
+        limits(run, changes),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f"<title>{escape(run.name)}: training report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(run: RunFiles) -> str:
+    backbone = run.setting("backbone.name")
+    of = f"{escape(str(backbone))}, " if backbone else ""
+    started = run.environment.get("started")
+    return (
+        f"<header><h1>{escape(run.name)}</h1>"
+        f'<p class="over">Training report. {of}{f"started {escape(str(started))}" if started else "start unknown"}</p></header>'
+    )

@@ -315,9 +315,10 @@ def _resolve(node: DictConfig) -> tuple[dict[str, Any], list[str]]:
         except InterpolationToMissingValueError:
             return MISSING  # the value that it points to is reported itself
         except OmegaConfBaseException as error:
-            full = container._get_full_key(key)
-            problems.append(f"{full}: {str(error).splitlines()[0]}")
-            return MISSING
+            why = str(error).splitlines()[0]
+            if not any(problem.endswith(why) for problem in problems):  # others may point to this one
+                problems.append(f"{container._get_full_key(key)}: {why}")
+            return None
         if OmegaConf.is_dict(value):
             return {str(k): plain(value, k) for k in value}
         if OmegaConf.is_list(value):

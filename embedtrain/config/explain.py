@@ -52,25 +52,26 @@ ELSEWHERE = {
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """ " Did you mean 'x'?" or nothing."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def unknown_key(key: str, siblings: Iterable[str], *, owner: str = "") -> str:
     """The message for a key that nothing reads. `siblings`: what may stand in its place; `owner`: whose they are."""
     siblings = sorted(siblings)
     parent, _, name = key.rpartition(".")
-    hint = did_you_mean(name, siblings)
-    if not hint:
-        hint = _from_elsewhere(name)
+    hint = _from_elsewhere(name) or did_you_mean(name, siblings) or _in_another_part(name)
     where = owner or parent or "the config"
     listed = ", ".join(siblings)
     return f"{key}: {where} has no key {name!r}.{hint or f' It has: {listed}.'}"
 
 
 def _from_elsewhere(name: str) -> str:
-    if name in ELSEWHERE:
-        return f" Here that is {ELSEWHERE[name]}."
+    return f" Here that is {ELSEWHERE[name]}." if name in ELSEWHERE else ""
+
+
+def _in_another_part(name: str) -> str:
     by_name = {key.rpartition(".")[2]: key for key in settings()}
     close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.75)
     return f" Did you mean {by_name[close[0]]!r}?" if close else ""

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from embedtrain.errors import ConfigError
+
+
+def test_a_good_config_has_only_the_missing_evaluation_to_regret(warnings_of: Callable[..., list[str]]) -> None:
+    assert warnings_of() == ["evaluation.evaluators: empty, so nothing will say whether the model got better."]
+
+
+def test_accumulation_warns_that_it_adds_no_negatives(warnings_of: Callable[..., list[str]]) -> None:
+    warning = next(w for w in warnings_of("training.accumulation_steps=2") if "accumulation_steps" in w)
+    assert "a query has 3 other queries' documents as negatives and not 7" in warning
+    assert "training.accumulation_steps=1 training.cached_share=1.0" in warning
+
+
+def test_accumulation_is_no_concern_without_in_batch_negatives(warnings_of: Callable[..., list[str]]) -> None:
+    warnings = warnings_of("training.accumulation_steps=2", "loss.negatives=hard_only", "data.num_negatives=1")
+    assert not any("accumulation_steps" in warning for warning in warnings)
+
+
+def test_strict_makes_errors_of_warnings(refusal_of: Callable[..., str]) -> None:
+    message = refusal_of("training.accumulation_steps=2", "training.strict=true")
+    assert "training.accumulation_steps=2" in message
+    assert "(an error because of training.strict)" in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("training.global_batch_size=1", "data.num_negatives=0"),
+        ("training.global_batch_size=4", "training.accumulation_steps=4", "data.num_negatives=0"),
+        ("loss.negatives=hard_only", "data.num_negatives=0"),
+    ],
+)
+def test_one_candidate_per_query_is_refused(overrides: tuple[str, ...], refusal_of: Callable[..., str]) -> None:
+    message = refusal_of(*overrides)
+    assert "each query would see 1 candidate, its own positive, and the loss would be 0" in message
+
+
+def test_one_query_per_rank_has_candidates_when_there_are_more_ranks(warnings_of: Callable[..., list[str]]) -> None:
+    overrides = ("training.global_batch_size=null", "training.per_device_batch_size=1", "data.num_negatives=0")
+    warnings_of(*overrides, world=2)
+    with pytest.raises(ConfigError, match="1 candidate"):
+        warnings_of(*overrides, world=1)
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused(refusal_of: Callable[..., str]) -> None:
+    assert "fewer than the 16 ranks" in refusal_of(world=16)
+
+
+def test_fp16_and_remote_code_are_warned_of(warnings_of: Callable[..., list[str]]) -> None:
+    warnings = "\n".join(warnings_of("training.mixed_precision=fp16", "backbone.trust_remote_code=true"))
+    assert "training.mixed_precision=fp16: large models overflow its range (65504)" in warnings
+    assert "backbone.trust_remote_code=true: Python code of the model's author will run" in warnings
+
+
+def test_a_tracker_without_its_package_is_refused_with_the_command_that_installs_it(
+    refusal_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = refusal_of("trackers=wandb")
+    assert message == "trackers.wandb: the package wandb is not installed. pip install 'embedtrain[wandb]'"
+
+
+def test_early_stop_needs_evaluations_on_the_way(refusal_of: Callable[..., str], pairs: object) -> None:
+    overrides = ("evaluation=beir", "evaluation.evaluators.beir.path=.", "training.early_stop.patience=2")
+    assert "training.early_stop.patience: set training.evaluate_every (steps)" in refusal_of(*overrides)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from embedtrain.backbones import attention as ragged_kernel
 from embedtrain.backbones.direction import Direction, observed_direction
+from embedtrain.backbones.locate import locate
 from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_model
 from embedtrain.backbones.padded import padded_states
 from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
@@ -37,7 +38,7 @@ Kernel = Literal["auto", "ragged", "padded"]
 class TransformerBackbone(nn.Module):
     """A transformers model by name or folder.
 
-    name: a folder, or a name on the model hub.
+    name: a folder, a name on the model hub, or `package://<package>/<folder>` inside an installed Python package.
     weights: "pretrained", or "random" to start from the configuration alone (also on the meta device).
     attention: "bidirectional" or "causal"; None keeps the model's own. A decoder made bidirectional says so in its
         config (`is_causal: false`), so the exported model stays so elsewhere.
@@ -73,7 +74,7 @@ class TransformerBackbone(nn.Module):
                 f"backbone.dtype: {dtype} is for frozen weights, but without backbone.lora every weight trains, and "
                 "small updates are lost in it. Use float32 here and training.mixed_precision=bf16."
             )
-        self.name = name
+        self.name = name = locate(name)
         self._hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = _load_config(name, self._hub)
         if dropout is not None:

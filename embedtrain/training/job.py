@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from embedtrain.evaluation.report import comparison_table, write_report
 from torch import nn
 
 from embedtrain import distributed
@@ -23,6 +22,8 @@ from embedtrain.data.loader import StepLoader
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.sampling import Sampler
 from embedtrain.encoder import Encoder
+from embedtrain.evaluation.comparison import comparison_table
+from embedtrain.evaluation.report import write_report
 from embedtrain.evaluation.result import EvaluationResult, read_results, write_results
 from embedtrain.export.sentence_transformers import check_exportable, export
 from embedtrain.run import Run
@@ -223,12 +224,6 @@ def say_first_step(step: ContrastiveStep, run: Run, micro_batches: Sequence[Toke
         return
     line = facts.line(in_batch=getattr(step.loss, "in_batch", True))
     log.info("%s", line)
-    if len(micro_batches) > 1:
-        log.info(
-            "training.accumulation_steps=%d: a query meets the negatives of its own micro-batch, which are counted above; "
-            "accumulation adds none. training.cached_share=1 without accumulation needs as little memory and has them all.",
-            len(micro_batches),
-        )
     (run.dir / "negatives.json").write_text(
         json.dumps(asdict(facts) | {"line": line}, indent=2) + "\n", encoding="utf-8"
     )

@@ -23,34 +23,43 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class BlockRows:
-    """What a row formula sees of a block of B queries with P positive pairs. Differentiable."""
+class Pairs:
+    """The P positive pairs of a block of B queries, and what can be said of each query's pairs together: [P] -> [B]."""
 
-    positive: Tensor  # [P] logit of each pair
     query: Tensor  # [P] which of the B queries
-    num_queries: int  # B
+    count: Tensor  # [B] pairs of each query; 0 for one that brought no positive
+
+    def mean(self, values: Tensor) -> Tensor:
+        """0 for a query without a pair."""
+        return values.new_zeros(len(self.count)).index_add(0, self.query, values) / self.count.clamp(min=1)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """-inf for a query without a pair."""
+        return values.new_full((len(self.count),), -math.inf).scatter_reduce(0, self.query, values, "amax")
+
+    def logsumexp(self, values: Tensor) -> Tensor:
+        """log of the sum of exponentials; -inf for a query without a pair."""
+        top = self.largest(values.detach()).nan_to_num(neginf=0.0)
+        sums = torch.zeros_like(top).index_add(0, self.query, torch.exp(values - top[self.query]))
+        some = sums > 0  # the gradient of log(0) is infinite
+        return torch.where(some, torch.log(torch.where(some, sums, 1.0)) + top, -math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """What a row formula sees of a block: numbers of rows, never of pairs of texts. Differentiable."""
+
+    pairs: Pairs
+    positive: Tensor  # [P] logit of each pair
     negatives: dict[str, Tensor]  # per term: log-sum-exp of the row's negatives, [B] for q2*, [P] for d2*; -inf if none
 
     def per_pair(self, term: str) -> Tensor:
         """The negatives of each pair, [P]."""
-        return self.negatives[term][self.query] if term.startswith("q") else self.negatives[term]
+        return self.negatives[term][self.pairs.query] if term.startswith("q") else self.negatives[term]
 
     def per_query(self, term: str) -> Tensor:
         """The negatives of each query, [B]; those of its positive documents together."""
-        return self.negatives[term] if term.startswith("q") else self.logsumexp(self.negatives[term])
-
-    def logsumexp(self, pairs: Tensor) -> Tensor:
-        """log of the sum of exponentials over the pairs of each query, [P] -> [B]; -inf for a query without a pair."""
-        top = pairs.new_full((self.num_queries,), -math.inf).scatter_reduce(0, self.query, pairs.detach(), "amax")
-        top = top.nan_to_num(neginf=0.0)
-        sums = pairs.new_zeros(self.num_queries).index_add(0, self.query, torch.exp(pairs - top[self.query]))
-        some = sums > 0  # log(0) would have an infinite gradient
-        return torch.where(some, torch.log(torch.where(some, sums, 1.0)) + top, -math.inf)
-
-    def mean(self, pairs: Tensor) -> Tensor:
-        """The mean over the pairs of each query, [P] -> [B]; 0 for a query without a pair."""
-        count = torch.bincount(self.query, minlength=self.num_queries).clamp(min=1)
-        return pairs.new_zeros(self.num_queries).index_add(0, self.query, pairs) / count
+        return self.negatives[term] if term.startswith("q") else self.pairs.logsumexp(self.negatives[term])
 
 
 # The loss of each query of a block, [B].
@@ -60,12 +69,12 @@ RowFormula = Callable[[BlockRows], Tensor]
 def each_joint(rows: BlockRows) -> Tensor:
     inside = [rows.positive] * positive_count(rows)
     total = torch.logsumexp(torch.stack(inside + [rows.per_pair(term) for term in rows.negatives]), dim=0)
-    return rows.mean(total - rows.positive)
+    return rows.pairs.mean(total - rows.positive)
 
 
 def each_separate(rows: BlockRows) -> Tensor:
     losses = [torch.logaddexp(rows.positive, rows.per_pair(term)) - rows.positive for term in rows.negatives]
-    return rows.mean(torch.stack(losses).mean(0))
+    return rows.pairs.mean(torch.stack(losses).mean(0))
 
 
 def summed_joint(rows: BlockRows) -> Tensor:
@@ -87,8 +96,8 @@ def positive_count(rows: BlockRows) -> int:
 
 def summed_positives(rows: BlockRows) -> tuple[Tensor, Tensor]:
     """log of the summed exponentials of each query's positives, [B], and whether there is one, [B]."""
-    answered = torch.bincount(rows.query, minlength=rows.num_queries) > 0
-    return torch.where(answered, rows.logsumexp(rows.positive), 0.0), answered
+    answered = rows.pairs.count > 0
+    return torch.where(answered, rows.pairs.logsumexp(rows.positive), 0.0), answered
 
 
 FORMULAS: dict[tuple[str, str], RowFormula] = {

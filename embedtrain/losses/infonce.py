@@ -133,4 +133,7 @@ def _modifier(kind: Callable[..., TileModifier], key: str, settings: Mapping[str
     for name in settings:
         if name not in takes:
             raise ConfigError(f"loss.{key}.{name}: no such setting. It takes: {', '.join(takes)}.")
+    for name, parameter in takes.items():
+        if parameter.default is parameter.empty and name not in settings:
+            raise ConfigError(f"loss.{key}: needs {name}, got {dict(settings)}.")
     return kind(**settings)

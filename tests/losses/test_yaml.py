@@ -1,0 +1,56 @@
+"""Each loss that can be chosen by name lists every setting it has, builds, and gives a loss with gradients."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+
+import pytest
+import torch
+
+from embedtrain.config.build import build
+from embedtrain.config.compose import ROOT, compose_config
+from embedtrain.losses.infonce import InfoNCE
+from embedtrain.losses.matryoshka import Matryoshka
+from embedtrain.losses.modifiers import HardnessWeight
+from tests.helpers.batches import random_batch
+
+LOSSES = sorted(path.stem for path in (ROOT / "configs" / "loss").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> dict:
+    return compose_config(list(overrides)).config["loss"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_setting_is_listed_builds_and_trains(name):
+    node = composed(f"loss={name}")
+    module, _, kind = node["_target_"].rpartition(".")
+    assert set(node) - {"_target_"} == set(inspect.signature(getattr(import_module(module), kind)).parameters)
+    batch = random_batch(dim=512, negatives=(1, 2))
+    output = build(node)(batch)
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    assert batch.queries.values.grad.norm() > 0
+    assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
+
+
+def test_yaml_and_class_have_the_same_defaults():
+    node = composed("loss=infonce")
+    for name, parameter in inspect.signature(InfoNCE).parameters.items():
+        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        assert node[name] == default, name
+
+
+def test_hardness_weighted_is_infonce_with_weights():
+    loss = build(composed("loss=hardness_weighted"))
+    assert isinstance(loss, InfoNCE)
+    assert isinstance(loss.modifiers[0], HardnessWeight)
+    assert loss.modifiers[0].alpha == 9.0
+
+
+def test_the_inner_loss_of_matryoshka_can_be_chosen_and_set():
+    loss = build(composed("loss=matryoshka", "loss@loss.inner=hardness_weighted", "loss.inner.temperature=0.01"))
+    assert isinstance(loss, Matryoshka)
+    assert loss.inner.temperature == 0.01
+    assert isinstance(loss.inner.modifiers[0], HardnessWeight)

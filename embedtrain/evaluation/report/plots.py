@@ -41,10 +41,10 @@ def line_plot(title: str, lines: Mapping[str, Points], *, zero: bool = False, fo
     return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{_svg(title, words, parts, HEIGHT)}</figure>"
 
 
-def interval_bar(change: float, low: float, high: float, reach: float) -> str:
-    """An interval around a change, on an axis from -reach to +reach with zero in the middle."""
+def interval_bar(change: float, low: float, high: float, reach: tuple[float, float]) -> str:
+    """An interval around a change on an axis over `reach`, with a mark at zero."""
     width, middle = 150, 11
-    x = _axis(-reach, reach, 4, width - 4)
+    x = _axis(*reach, 5, width - 5)
     kind = "better" if low > 0 else "worse" if high < 0 else "unclear"
     return (
         f'<svg class="interval {kind}" viewBox="0 0 {width} 22" width="{width}" height="22" aria-hidden="true">'

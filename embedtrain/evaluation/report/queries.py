@@ -21,9 +21,8 @@ def changed_queries(name: str, before: EvaluationResult, after: EvaluationResult
     changes = {query: new[query] - old[query] for query in new}
     if not any(changes.values()):
         return f"<section><h2>Queries: {escape(name)}</h2><p>No query changed its {escape(metric)}.</p></section>"
-    ordered = sorted(changes, key=lambda query: changes[query])
-    harmed = [query for query in ordered[:QUERIES_SHOWN] if changes[query] < 0]
-    improved = [query for query in ordered[::-1][:QUERIES_SHOWN] if changes[query] > 0]
+    harmed = [query for query in sorted(changes, key=lambda q: changes[q])[:QUERIES_SHOWN] if changes[query] < 0]
+    improved = [query for query in sorted(changes, key=lambda q: -changes[q])[:QUERIES_SHOWN] if changes[query] > 0]
     better, worse = (sum(sign * change > 0 for change in changes.values()) for sign in (1, -1))
     return (
         f"<section><h2>Queries: {escape(name)}</h2><p>Of {len(changes):,} queries {better:,} got better by "

@@ -53,7 +53,7 @@ def curves(run: RunFiles) -> str:
         f"<p><strong>{escape(name)}</strong> was not a finite number at {count} of the logged steps.</p>"
         for name, count in run.not_finite.items()
     )
-    return f'<section><h2>Training</h2>{broken}<div class="plots">{"".join(plots)}</div></section>'
+    return f'<section><h2>Training, step by step</h2>{broken}<div class="plots">{"".join(plots)}</div></section>'
 
 
 def _evaluation_lines(run: RunFiles) -> dict[str, list[tuple[int, float]]]:
@@ -77,7 +77,7 @@ def _negatives(facts: dict[str, Any]) -> float | None:
 
 def _median(run: RunFiles, name: str) -> str | None:
     points = run.series.get(name)
-    return short_number(round(median(value for _, value in points), 1)) if points else None
+    return short_number(float(f"{median(value for _, value in points):.3g}")) if points else None
 
 
 def _peak_memory(run: RunFiles) -> str | None:

@@ -81,27 +81,30 @@ def tables(run: RunFiles, changes: dict[str, list[Difference]]) -> str:
 
 
 def _table(name: str, after: EvaluationResult, differences: Sequence[Difference]) -> str:
-    reach = max((abs(edge) for d in differences for edge in (d.low or 0, d.high or 0)), default=0) or 1.0
-    rows = "".join(_table_row(difference, after.primary, reach) for difference in differences)
+    edges = [0.0, *(edge for d in differences for edge in (d.low, d.high) if edge is not None)]
+    reach = (min(edges), max(edges))
+    columns = ["metric", "before", "after", "change"]
+    if len(edges) > 1:
+        columns += ["95 % interval", "around zero", "better", "worse"]
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    rows = "".join(_table_row(d, after.primary, reach, len(columns) > 4) for d in differences)
     return (
         f'<div class="scroll"><table><caption>{escape(name)}<span class="soft">{escape(result_size(after))}</span></caption>'
-        '<thead><tr><th scope="col">metric</th><th scope="col">before</th><th scope="col">after</th><th scope="col">change</th>'
-        '<th scope="col">95 % interval</th><th scope="col"><span class="soft">around zero</span></th>'
-        f'<th scope="col">better</th><th scope="col">worse</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _table_row(difference: Difference, primary: str, reach: float) -> str:
+def _table_row(difference: Difference, primary: str, reach: tuple[float, float], with_intervals: bool) -> str:
     kind = ("better" if difference.change > 0 else "worse") if difference.is_clear else ""
-    bar = ""
-    if difference.low is not None and difference.high is not None:
-        bar = interval_bar(difference.change, difference.low, difference.high, reach)
-    shares = (DASH if share is None else f"{share:.0%}" for share in (difference.better, difference.worse))
     cells = [
         f"<td>{percent(difference.before)}</td><td>{percent(difference.after)}</td>",
         f'<td class="{kind}">{minus(signed(difference.change))}</td>',
-        f"<td>{minus(interval(difference) or DASH)}</td><td>{bar}</td>",
-        *(f"<td>{share}</td>" for share in shares),
     ]
+    if with_intervals:
+        bar = ""
+        if difference.low is not None and difference.high is not None:
+            bar = interval_bar(difference.change, difference.low, difference.high, reach)
+        shares = (DASH if share is None else f"{share:.0%}" for share in (difference.better, difference.worse))
+        cells += [f"<td>{minus(interval(difference) or DASH)}</td><td>{bar}</td>", *(f"<td>{s}</td>" for s in shares)]
     row = ' class="primary"' if difference.metric == primary else ""
     return f'<tr{row}><th scope="row">{escape(difference.metric)}</th>{"".join(cells)}</tr>'

@@ -84,10 +84,12 @@ class Run:
         return cls(directory, config, command, state.resumed, state.finished, state.notes, lock)
 
     def finish(self) -> None:
-        """Note that everything was done. Rank 0 alone."""
+        """Note that everything was done, and let go of the directory. Rank 0 alone."""
         path = self.dir / "environment.json"
         known = json.loads(path.read_text(encoding="utf-8"))
         _write(path, json.dumps(known | {"finished": _now()}, indent=2) + "\n")
+        if self._lock is not None:
+            self._lock.close()
 
 
 def standing(config: Mapping[str, Any]) -> Standing:

@@ -32,7 +32,8 @@ _ABSENT = "(not there)"
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(changes that make another result, changes that do not), each as "key: old then, new now"."""
-    old, new = leaves(saved), leaves(current)
+    # A mapping without entries is no setting: an entry that is added to it is the difference.
+    old, new = ({key: value for key, value in leaves(config).items() if value != {}} for config in (saved, current))
     result: list[str] = []
     free: list[str] = []
     for key in sorted(old.keys() | new.keys()):

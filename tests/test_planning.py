@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig
+
+from embedtrain import cli
+from embedtrain.config.compose import compose_config
+from embedtrain.planning import count_parameters, make_plan
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration and no weights."""
+    folder = tmp_path_factory.mktemp("model")
+    BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def good(model: Path, tmp_path: Path) -> list[str]:
+    rows = [{"query": f"q{i}", "positives": [f"p{i}"], "negatives": [f"n{i}", f"m{i}"]} for i in range(50)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return ["data=pairs", f"data.path={path}", f"backbone.name={model}", "training.global_batch_size=16"]
+
+
+def config(good: list[str], *overrides: str) -> dict[str, Any]:
+    return compose_config([*good, *overrides]).config
+
+
+def test_parameters_are_those_of_the_built_model(good: list[str], model: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    real = AutoModel.from_config(AutoConfig.from_pretrained(model), add_pooling_layer=False)
+    expected = sum(p.numel() for p in real.parameters())
+    counted = count_parameters(config(good))
+    assert (counted.total, counted.trainable, counted.bytes) == (expected, expected, 4 * expected)
+    with_head = count_parameters(config(good, "encoder.projection_dim=8", "loss.learn_temperature=true"))
+    assert with_head.total == expected + (32 * 8 + 8) + 1
+    assert with_head.embedding_dim == 8
+
+
+def test_only_adapters_train_with_lora(good: list[str]) -> None:
+    counted = count_parameters(config(good, "backbone.lora={r: 2, target_modules: [query]}"))
+    assert counted.trainable == 3 * 2 * (32 + 32)
+    assert counted.total - counted.trainable == count_parameters(config(good)).total
+
+
+def test_negatives_are_counted_by_where_they_come_from(good: list[str]) -> None:
+    plan = make_plan(config(good), world=4)
+    # 16 queries on 4 ranks, each with 1 positive and 2 hard negatives
+    assert (plan.negatives.hard, plan.negatives.in_batch, plan.negatives.cross_device) == (2, 3 * 3, 12 * 3)
+    assert plan.negatives.total == 16 * 3 - 1
+    accumulated = make_plan(config(good, "training.accumulation_steps=2"), world=4)
+    assert accumulated.negatives.total == 8 * 3 - 1
+    hard_only = make_plan(config(good, "loss.negatives=hard_only"), world=4)
+    assert hard_only.negatives.total == 2
+    one = make_plan(config(good, "data.num_negatives=1"), world=1)
+    assert (one.negatives.hard, one.negatives.in_batch) == (1, 15 * 2)
+
+
+def test_a_batch_holds_no_more_queries_than_there_are(good: list[str]) -> None:
+    assert make_plan(config(good, "training.global_batch_size=64"), world=1).negatives.total == 50 * 3 - 1
+
+
+def test_steps_are_those_that_the_sampler_makes(good: list[str]) -> None:
+    from embedtrain.assemble import build_sources
+    from embedtrain.data.mixture import Mixture
+    from embedtrain.data.sampling import Sampler
+
+    for overrides in ([], ["data.drop_last=true"], ["data.batching=blended"]):
+        chosen = config(good, "training.epochs=3", *overrides)
+        plan = make_plan(chosen, world=1)
+        mixture = Mixture(sources=build_sources(chosen), batching=chosen["data"]["batching"])
+        sampler = Sampler(mixture, seed=0, global_batch_size=16, drop_last=chosen["data"]["drop_last"])
+        assert plan.steps_per_epoch == sampler.steps_per_epoch
+        assert plan.steps == 3 * sampler.steps_per_epoch
+    assert make_plan(config(good, "training.max_steps=7"), world=1).steps == 7
+
+
+def test_tokens_are_bounded_by_the_lengths(good: list[str]) -> None:
+    plan = make_plan(config(good, "encoder.max_query_length=10", "encoder.max_document_length=100"), world=1)
+    assert plan.tokens_per_step == 16 * (10 + 3 * 100)
+
+
+def test_memory_follows_its_formula(good: list[str]) -> None:
+    lengths = ("encoder.max_query_length=10", "encoder.max_document_length=100", "training.chunk_tokens=100")
+    plan = make_plan(config(good, *lengths), world=1)
+    assert plan.parameters is not None
+    assert plan.memory is not None
+    per_token = 3 * (18 * 32 + 4 * 64) * 2  # layers * (18 H + 4 I) * b / 2 with b = 4
+    assert plan.memory == {
+        "weights": plan.parameters.bytes,
+        "gradients": 4 * plan.parameters.total,
+        "optimizer": 8 * plan.parameters.total,
+        "activations": 16 * 310 * per_token,
+    }
+    cached = make_plan(config(good, *lengths, "training.cached_share=1.0"), world=1)
+    assert cached.memory is not None
+    assert cached.memory["activations"] == 100 * per_token
+    on_four = make_plan(config(good, *lengths), world=4)
+    assert on_four.memory is not None
+    assert on_four.memory["activations"] == 4 * 310 * per_token
+
+
+def test_the_rest_of_the_plan_stands_where_the_model_cannot_be_had(
+    good: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = make_plan(config(good, f"backbone.name={tmp_path}/none"), world=1)
+    assert plan.parameters is None
+    assert plan.memory is None
+    assert plan.unknown[0].startswith(f"parameters
+    assert memory: backbone.name: '{tmp_path}/none'")
+    assert plan.steps == 3
+    assert any(line.startswith("unknown") for line in plan.lines())
+
+
+def test_check_as_json_is_json_alone(good: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", *good, "world=4", "output=json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["plan"]["negatives"]["total"] == 47
+    assert said["plan"]["world"] == 4
+    assert said["config"] == config(good)
+    assert said["origins"]["loss.temperature"] == "loss/infonce"
+    assert said["warnings"]
+
+
+def test_check_shows_where_each_value_is_from(good: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", *good, "loss.temperature=0.1"]) == 0
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert "temperature: 0.1 # command line" in lines
+    assert "loss: # loss/infonce" in lines
+    assert "optim: # default" in lines
+    assert "steps 3, 3 per epoch of 50 rows" in lines

@@ -33,12 +33,9 @@ def _model(run: RunFiles) -> dict[str, Any]:
 
 def _data(run: RunFiles) -> dict[str, Any]:
     sources = run.setting("data.sources") or {}
-    share = run.first_step.get("truncated")
-    texts = (run.first_step.get("queries") or 0) + (run.first_step.get("documents") or 0)
     return {
         **{name: component(source) for name, source in sources.items() if source},
         "first step": run.first_step.get("line", "").removeprefix("first step: "),
-        "truncated": f"{share / texts:.1%} of the texts of the first step" if share is not None and texts else None,
     }
 
 

@@ -100,17 +100,22 @@ def read(path):
     return re.sub(r"\s+", " ", " ".join(reader.words))
 
 
+def report_of(run):
+    """The words of the report of a run directory."""
+    page = run / "report.html"
+    write_report(page, run)
+    return read(page)
+
+
 def test_page_stands_alone_and_is_well_formed(run):
-    path = write_report(run)
-    assert path == run / "report.html"
-    read(path)
-    page = path.read_text()
+    report_of(run)
+    page = (run / "report.html").read_text()
     assert "default-src 'none'" in page
     assert not re.search(r"https?://|@import|url\(", page)
 
 
 def test_verdict_comes_first_and_says_how_sure_it_is(run):
-    words = read(write_report(run))
+    words = report_of(run)
     assert "ndcg@10 on mine rose from 4.69 to 48.44" in words
     assert "leaves zero out" in words
     assert words.index("rose from") < words.index("Before and after") < words.index("Training, step by step")
@@ -118,19 +123,19 @@ def test_verdict_comes_first_and_says_how_sure_it_is(run):
 
 def test_change_that_may_be_chance_is_called_so(run):
     write_results(run / "evaluation" / "after.json", {"mine": result([0.0] * 30 + [0.9, 0.7])})
-    assert "holds zero: it may be chance" in read(write_report(run))
+    assert "holds zero: it may be chance" in report_of(run)
 
 
 def test_model_that_got_worse_is_said_to_be_worse(run):
     write_results(run / "evaluation" / "after.json", {"mine": result([0.0] * 32)})
     write_results(run / "evaluation" / "before.json", {"mine": result([0.5] * 32)})
-    words = read(write_report(run))
+    words = report_of(run)
     assert "fell from 50.00 to 0.00" in words
     assert f"{MINUS}50.00" in words
 
 
 def test_queries_are_shown_with_their_texts_escaped(run):
-    words = read(write_report(run))
+    words = report_of(run)
     assert "Of 32 queries 30 got better by ndcg@10, 1 got worse, 1 stayed" in words
     improved, harmed = words.index("Most improved"), words.index("Most harmed")
     assert words.index("query <0>") in range(improved, harmed)  # escaped in the page, or the reader would see a tag
@@ -140,7 +145,7 @@ def test_queries_are_shown_with_their_texts_escaped(run):
 
 
 def test_facts_command_and_settings_are_there(run):
-    words = read(write_report(run))
+    words = report_of(run)
     for fact in (
         "<my> run",
         "tiny-bert",
@@ -169,17 +174,17 @@ def test_facts_command_and_settings_are_there(run):
 )
 def test_missing_file_is_said_to_be_missing(run, name, words):
     (run / name).unlink()
-    assert words in read(write_report(run))
+    assert words in report_of(run)
 
 
 def test_run_without_an_evaluation_says_so(run):
     for name in ("before", "after"):
         (run / "evaluation" / f"{name}.json").unlink()
-    assert "Not evaluated." in read(write_report(run))
+    assert "Not evaluated." in report_of(run)
 
 
 def test_empty_directory_still_has_a_page(tmp_path):
-    words = read(write_report(tmp_path))
+    words = report_of(tmp_path)
     assert "Not evaluated." in words
     assert "metrics.jsonl is not there" in words
 
@@ -188,22 +193,22 @@ def test_values_that_were_no_numbers_are_counted(run):
     with (run / "metrics.jsonl").open("w") as file:
         for step, loss in enumerate([1.0, None, 0.5, None]):
             file.write(json.dumps({"step": step, "time": step, "train/loss": loss}) + "\n")
-    assert "train/loss was not a finite number at 2 of the logged steps" in read(write_report(run)).replace("  ", " ")
+    assert "train/loss was not a finite number at 2 of the logged steps" in report_of(run).replace("  ", " ")
 
 
 def test_other_queries_before_and_after_are_told(run):
     write_results(run / "evaluation" / "after.json", {"mine": result([0.5] * 10)})
-    words = read(write_report(run))
+    words = report_of(run)
     assert "measured on different queries before and after" in words
     assert "Most improved" not in words
 
 
 def test_missing_folder_and_broken_file_are_errors(tmp_path, run):
     with pytest.raises(DataError, match="no such folder"):
-        write_report(tmp_path / "nowhere")
+        report_of(tmp_path / "nowhere")
     (run / "environment.json").write_text("{")
     with pytest.raises(DataError, match=r"environment.json: not JSON"):
-        write_report(run)
+        report_of(run)
 
 
 @pytest.mark.parametrize(

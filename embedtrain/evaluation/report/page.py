@@ -17,15 +17,12 @@ from embedtrain.evaluation.report.training import curves, key_facts
 from embedtrain.evaluation.report.verdict import measured_changes, tables, verdicts
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run directory from the files that are there. Returns its path.
+def write_report(path: str | Path, run_dir: str | Path) -> None:
+    """Write the page at `path` from the files of a run directory, whatever of them is there.
 
     Raises DataError when there is no such folder or a file in it is broken.
     """
-    run = read_run(run_dir)
-    path = run.dir / "report.html"
-    path.write_text(render(run), encoding="utf-8")
-    return path
+    Path(path).write_text(render(read_run(run_dir)), encoding="utf-8")
 
 
 def render(run: RunFiles) -> str:

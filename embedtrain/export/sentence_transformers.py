@@ -159,7 +159,7 @@ def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
     if ships_code(encoder.pooling):
         notes.append(
             f"sentence-transformers has no latent attention: the folder ships it as `{layout.LATENT_ATTENTION_FILE}`, and "
-            "loading needs `trust_remote_code=True`."
+            "loading needs `trust_remote_code=True` and sentence-transformers 3 or newer."
         )
     prompts = encoder.tokenizer.prompts
     for role, template in prompts.templates.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError
-from embedtrain.export import layout, verify
+from embedtrain.export import verify
 from embedtrain.export.modules.reload import with_sentence_transformers
 from embedtrain.export.probes import expected_embeddings, probe_texts
 from embedtrain.export.sentence_transformers import check_exportable, export
@@ -48,7 +49,9 @@ def tiny_encoder(
     return Encoder(backbone=backbone, pooling=pooling, tokenizer=tokenizer, **head)
 
 
-def test_a_fresh_process_agrees(tmp_path):
+def test_a_fresh_process_agrees_whatever_the_launcher_told_this_one(tmp_path, monkeypatch):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "ACCELERATE_USE_FSDP": "true"}.items():
+        monkeypatch.setenv(name, value)
     report = export(tiny_encoder(tmp_path), tmp_path / "model", probes=PROBES)
     assert report.worst_cosine > 0.99999
     assert report.num_probes > len(PROBES)
@@ -57,13 +60,14 @@ def test_a_fresh_process_agrees(tmp_path):
 
 
 @pytest.fixture
-def in_process(monkeypatch):
+def in_process(monkeypatch, tmp_path):
     """The same reload without a new interpreter, which takes seconds: for the many cases."""
 
     def embed(folder, task, library):
         return with_sentence_transformers(str(folder), task["texts"], task["prompts"])
 
     monkeypatch.setattr(verify, "_embed_in_fresh_process", embed)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules_cache"))
 
 
 def latent_attention():
@@ -140,6 +144,7 @@ def make_adapters_matter(encoder):
             torch.nn.init.normal_(parameter, std=0.5)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_latent_attention_needs_the_flag_and_says_so(tmp_path):
     encoder = tiny_encoder(tmp_path, "qwen3", latent_attention(), attention="bidirectional")
     report = export(encoder, tmp_path / "model", probes=PROBES)
@@ -253,13 +258,34 @@ def test_a_folder_that_gives_other_embeddings_is_refused(spoil, tmp_path, monkey
 
 
 def test_a_folder_that_cannot_be_loaded_is_refused_with_the_reason(tmp_path, monkeypatch):
-    written = layout.modules
-    monkeypatch.setattr(
-        layout, "modules", lambda types: written([*types, ("sentence_transformers.models.Nothing", "X")])
-    )
-    with pytest.raises(CheckpointError, match=r"cannot load the folder in a fresh process:[\s\S]*Nothing"):
+    program = tmp_path / "reload.py"
+    program.write_text("raise ImportError('no module of this name')")
+    monkeypatch.setattr(verify, "_RELOAD", program)
+    with pytest.raises(
+        CheckpointError, match=r"cannot load the folder in a fresh process:[\s\S]*no module of this name"
+    ):
         export(tiny_encoder(tmp_path), tmp_path / "model", probes=PROBES)
-    assert not (tmp_path / "model").exists()
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_a_full_disk_is_said_in_bytes_before_writing(tmp_path, monkeypatch):
+    encoder = tiny_encoder(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    needed = 4 * encoder.num_parameters()
+    with pytest.raises(
+        CheckpointError, match=r"model could not be written: the disk is full \(([\d,]+) bytes needed, 1,000 free"
+    ) as e:
+        export(encoder, tmp_path / "model", probes=PROBES)
+    assert int(str(e.value).split("full (")[1].split(" ")[0].replace(",", "")) >= needed
+    assert not list(tmp_path.glob("model*"))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_second_export_replaces_the_first_and_nothing_else_stays(tmp_path):
+    export(tiny_encoder(tmp_path), tmp_path / "model", probes=PROBES)
+    export(tiny_encoder(tmp_path, projection_dim=8), tmp_path / "model", probes=PROBES)
+    assert (tmp_path / "model" / "2_Dense").exists()
+    assert sorted(path.name for path in tmp_path.glob("model*")) == ["model"]
 
 
 def test_without_sentence_transformers_our_own_reader_checks_and_says_so(tmp_path, monkeypatch):

@@ -6,11 +6,15 @@ its batches depend on, so any number of workers, and any start, gives the same b
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import pickle
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -82,7 +86,7 @@ class StepLoader:
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_unchanged,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=partial(_begin_worker, self._ending()),
         )
         for packed in loader:
             result = pickle.loads(packed)
@@ -100,6 +104,13 @@ class StepLoader:
             own = rows[part(len(rows), self.rank, self.world_size)]
             requests.append(MicroRequest(own, len(rows) / len(batch)))
         return requests
+
+    @staticmethod
+    def _ending() -> Event:
+        """Is set when this process ends, before its workers are told to."""
+        ending = multiprocessing.Event()
+        atexit.register(ending.set)
+        return ending
 
     def _refuse_small_batches(self) -> None:
         smallest = int(self.sampler.smallest_batch)
@@ -158,9 +169,9 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-def _begin_worker(worker: int) -> None:
+def _begin_worker(ending: Event, worker: int) -> None:
     # One tokeniser thread for each worker; also keeps the library from warning about threads before the fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # A signal to the whole process group is for the trainer, which saves and then ends its workers.
+    # A signal to the whole process group is for the trainer, which saves first. Only at its end does SIGTERM mean us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)

@@ -110,6 +110,10 @@ class Sampler:
             return min(int(sizes.min()) for sizes in self._pass_sizes)
         return int(batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).min())
 
+    def batches_per_pass(self, source: int) -> int:
+        """Batches that all rows of a source make, once through."""
+        return self._pass_sizes[source].size
+
     def __getstate__(self) -> dict[str, Any]:
         # Workers are asked for rows and draw; plans stay in the main process.
         return {name: value for name, value in self.__dict__.items() if name not in ("_pass", "epoch")}

@@ -127,7 +127,8 @@ def _is_free(keys: RowKeys, rows: Ints, batches: Ints, present: Ints) -> NDArray
 
 def _contains(ordered: Ints, values: Ints) -> NDArray[np.bool_]:
     """Which of the values are in the sorted array."""
-    order = np.argsort(values)  # ascending values walk through the array instead of jumping about in it: 10 times faster
+    # Ascending values walk through the array instead of jumping about in it: 10 times faster.
+    order = np.argsort(values)
     ascending = values[order]
     place = np.minimum(np.searchsorted(ordered, ascending), ordered.size - 1)
     found = np.empty(values.size, dtype=np.bool_)

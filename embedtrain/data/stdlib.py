@@ -196,11 +196,11 @@ def _pairs_of(path: Path, place: str) -> Iterator[Pair]:
     except (SyntaxError, UnicodeDecodeError):
         return
     lines = source.splitlines(keepends=True)
-    for node in ast.walk(tree):
-        if isinstance(node, _Function):
-            query, code = _query(node), _code(node, lines)
-            if query is not None and len(code) >= MIN_CODE_CHARACTERS:
-                yield Pair(f"{place}:{node.lineno}", query, code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, _Function)]
+    for node in sorted(functions, key=lambda node: node.lineno):
+        query, code = _query(node), _code(node, lines)
+        if query is not None and len(code) >= MIN_CODE_CHARACTERS:
+            yield Pair(f"{place}:{node.lineno}", query, code)
 
 
 def _query(node: _Function) -> str | None:
@@ -238,7 +238,7 @@ def _docstring_node(node: ast.AST) -> ast.Expr | None:
 def _cut(lines: list[bytes], node: ast.Expr, first: int) -> None:
     """Takes a statement out of `lines`, which begin at line `first` of the file; columns are counted in bytes."""
     start, stop = node.lineno - 1 - first, (node.end_lineno or node.lineno) - 1 - first
-    tail = lines[stop][node.end_col_offset or 0 :]
+    tail = lines[stop][node.end_col_offset or 0 :].lstrip(b" ;")
     lines[start] = lines[start][: node.col_offset] + (tail if start == stop else b"\n")
     for number in range(start + 1, stop + 1):
         lines[number] = tail if number == stop else b""

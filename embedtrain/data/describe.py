@@ -1,0 +1,40 @@
+"""What an epoch holds, as a table for the log."""
+
+from __future__ import annotations
+
+from embedtrain.data.draws import Ints
+from embedtrain.data.sampling import Sampler
+
+
+def describe(sampler: Sampler) -> str:
+    """The mixture: of each source its rows, weight, share, part of an epoch and what its rows bring.
+
+    Passes are how often an epoch goes through the source; below 1 the next epoch goes on where this one stopped.
+    """
+    mixture = sampler.mixture
+    one_source = mixture.batching == "one_source"
+    total = int(sampler.quotas.sum())
+    lines = [
+        f"{len(mixture.names)} source(s), {mixture.batching}: {sampler.steps_per_epoch:,} steps per epoch, "
+        f"{sampler.global_batch_size:,} queries per step"
+    ]
+    width = max(map(len, mixture.names))
+    for number, (name, index) in enumerate(zip(mixture.names, mixture.indexes, strict=True)):
+        quota = int(sampler.quotas[number])
+        passes = quota / (sampler.batches_per_pass(number) if one_source else len(index))
+        lines.append(
+            f"  {name:<{width}}  {len(index):,} rows, weight {mixture.weights[number]:g}, share {quota / total:.1%}, "
+            f"{quota:,} {'batches' if one_source else 'rows'} per epoch ({passes:.2f} passes), "
+            f"{_amount(index.num_positives, sampler.num_positives, 'positive')}, "
+            f"{_amount(index.num_negatives, sampler.num_negatives, 'hard negative')}"
+        )
+    return "\n".join(lines)
+
+
+def _amount(counts: Ints, wanted: int | None, what: str) -> str:
+    """ "7 hard negatives (12 rows have fewer)" or, where all are taken, "0 to 9 hard negatives"."""
+    if wanted is None:
+        fewest, most = int(counts.min()), int(counts.max())
+        return f"{fewest if fewest == most else f'{fewest} to {most}'} {what}s"
+    fewer = int((counts < wanted).sum())
+    return f"{wanted} {what}{'s' if wanted != 1 else ''}" + (f" ({fewer:,} rows have fewer)" if fewer else "")

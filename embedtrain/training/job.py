@@ -18,10 +18,12 @@ from torch import nn
 from embedtrain import distributed
 from embedtrain.assemble import build_encoder, build_evaluators, build_sources
 from embedtrain.config.build import build
+from embedtrain.data.describe import describe
 from embedtrain.data.loader import StepLoader
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.sampling import Sampler
 from embedtrain.encoder import Encoder
+from embedtrain.errors import DataError
 from embedtrain.evaluation.comparison import comparison_table
 from embedtrain.evaluation.report import write_report
 from embedtrain.evaluation.result import EvaluationResult, read_results, write_results
@@ -87,6 +89,7 @@ def check_fit(loss: nn.Module, encoder: Encoder) -> None:
 def build_loader(config: Mapping[str, Any], encoder: Encoder) -> StepLoader:
     data, training = config["data"], config["training"]
     mixture = Mixture(sources=build_sources(config), batching=data["batching"], exponent=data["exponent"])
+    refuse_unequal_data(mixture)
     sampler = Sampler(
         mixture,
         seed=config["run"]["seed"],
@@ -95,6 +98,8 @@ def build_loader(config: Mapping[str, Any], encoder: Encoder) -> StepLoader:
         num_negatives=data["num_negatives"],
         drop_last=data["drop_last"],
     )
+    if distributed.is_main():
+        log.info("%s", describe(sampler))
     return StepLoader(
         sampler=sampler,
         tokenizer=encoder.tokenizer,
@@ -103,6 +108,17 @@ def build_loader(config: Mapping[str, Any], encoder: Encoder) -> StepLoader:
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+
+
+def refuse_unequal_data(mixture: Mixture) -> None:
+    """Each rank plans the batches for itself, so each must have read the same rows."""
+    found = distributed.gather_objects(mixture.fingerprint)
+    others = [number for number, fingerprint in enumerate(found) if fingerprint != found[0]]
+    if others:
+        raise DataError(
+            f"data.sources: ranks {others} read other rows than rank 0 (or in another order), so their batches would not fit "
+            "together. Give every machine the same files."
+        )
 
 
 def global_batch_size(training: Mapping[str, Any]) -> int:
@@ -246,7 +262,9 @@ def finish(
     record = run_record(config, run, loader, before, after, steps=steps, seconds=seconds)
     probes = probe_texts(loader, config["export"]["num_probes"])
     folder = Path(config["export"]["dir"] or run.dir / "model")
-    exported = export(encoder, folder, probes=probes, card=record)
+    exported = export(encoder, folder, probes=probes, record=record)
+    for note in exported.notes:
+        log.info("export: %s", note)
     write_report(run.dir / "report.html", run.dir)
     log.info(
         "model  %s  (%s gives the same embeddings for %d texts: cosine at least %.6f)",

@@ -37,7 +37,7 @@ def run_record(
     mixture = loader.sampler.mixture
     return RunRecord(
         name=config["run"]["name"],
-        base_model=config["backbone"]["name"],
+        base_model=str(config["backbone"]["name"]).removeprefix("package://"),
         sources=tuple(
             SourceRecord(name=name, rows=int(rows), weight=float(share))
             for name, rows, share in zip(mixture.names, mixture.sizes, mixture.shares, strict=True)

@@ -83,6 +83,7 @@ class TransformerBackbone(nn.Module):
         self.hidden_size: int = self.config.hidden_size
         self._turn(attention)
         self._expected = attention
+        self.direction: Direction | None = None  # as observed; None on the meta device, where nothing can be
         if lora is not None:
             add_adapters(self.hf_model, Lora(**lora))
         if gradient_checkpointing:
@@ -212,6 +213,7 @@ class TransformerBackbone(nn.Module):
                 f"{'moved' if seen == 'bidirectional' else 'did not move'} the first hidden state. "
                 "Use another backbone.attention, or a version of transformers that honours config.is_causal."
             )
+        self.direction = seen
         self._proved.add(device.type)
         log.info("backbone %s: %s attention, %s kernel on %s", self.name, seen, self._kernel, device.type)
 
@@ -262,7 +264,21 @@ def _load_model(name: str, config: Any, weights: str, dtype: torch.dtype, hub: M
     options = {"add_pooling_layer": False} if _has_pooler(config) else {}
     if weights == "random":
         return AutoModel.from_config(config, dtype=dtype, trust_remote_code=hub["trust_remote_code"], **options)
-    return AutoModel.from_pretrained(name, config=config, dtype=dtype, **hub, **options)
+    # transformers' own report calls a pooler that was left out "unexpected"; what matters is what the folder lacks.
+    reports = logging.getLogger("transformers.modeling_utils")
+    level = reports.level
+    reports.setLevel(logging.ERROR)
+    try:
+        model, report = AutoModel.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **hub, **options
+        )
+    finally:
+        reports.setLevel(level)
+    if report["missing_keys"]:
+        log.warning(
+            "backbone.name: %s lacks these weights, they start random: %s", name, sorted(report["missing_keys"])
+        )
+    return model
 
 
 def _has_pooler(config: Any) -> bool:

@@ -56,6 +56,9 @@ _SIZES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "query_pre_attn_scalar": 8,
     },
+    # Two that have no ragged path: relative positions inside attention, and a soft cap on the scores.
+    "mpnet": _BERT,
+    "gemma2": {**_DECODER, "query_pre_attn_scalar": 8},
 }
 
 
@@ -71,9 +74,11 @@ def tiny_model_dir(architecture: str, tmp_path: Path, *, seed: int = 0, **config
     or position shows.
     """
     folder = tmp_path / f"tiny-{architecture}"
-    tokenizer = _decoder_tokenizer() if architecture in DECODERS else AutoTokenizer.from_pretrained(minilm_dir())
+    tokenizer = (
+        _decoder_tokenizer() if "head_dim" in _SIZES[architecture] else AutoTokenizer.from_pretrained(minilm_dir())
+    )
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.2}
-    if architecture in DECODERS:
+    if "head_dim" in _SIZES[architecture]:
         sizes |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     options = {**sizes, **_SIZES[architecture], **config}
     with torch.random.fork_rng():

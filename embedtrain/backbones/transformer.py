@@ -264,8 +264,9 @@ def _load_model(name: str, config: Any, weights: str, dtype: torch.dtype, hub: M
     options = {"add_pooling_layer": False} if _has_pooler(config) else {}
     if weights == "random":
         return AutoModel.from_config(config, dtype=dtype, trust_remote_code=hub["trust_remote_code"], **options)
-    # transformers' own report calls a pooler that was left out "unexpected"; what matters is what the folder lacks.
-    reports = logging.getLogger("transformers.modeling_utils")
+    # transformers' own report calls a pooler that was left out "unexpected", and in a group of ranks it tells that no
+    # layer is tensor-parallel; what matters is what the folder lacks.
+    reports = logging.getLogger("transformers")
     level = reports.level
     reports.setLevel(logging.ERROR)
     try:

@@ -44,9 +44,13 @@ def test_dropout_is_on_in_the_tests_above(tmp_path):
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 4)])
 def test_other_ranks_go_on_with_the_same_batches_and_weights_equal_to_rounding(tmp_path, before, after):
-    """Without dropout, whose masks belong to ranks. The global batches are the same, cut in other slices."""
-    _, expected, batches = train_tiny(tiny_config(tmp_path, NO_DROPOUT, name="straight"))
-    config = tiny_config(tmp_path, NO_DROPOUT, name="moved")
+    """Without dropout, whose masks belong to ranks. The global batches are the same, cut in other slices.
+
+    A larger eps, because Adam divides a gradient by its own size: the biases of the keys have a true gradient of zero,
+    and with 1e-8 their rounding errors would become whole updates.
+    """
+    _, expected, batches = train_tiny(tiny_config(tmp_path, NO_DROPOUT, "optim.eps=1e-3", name="straight"))
+    config = tiny_config(tmp_path, NO_DROPOUT, "optim.eps=1e-3", name="moved")
     run_ranks(stopped, before, config, 4)
     rest = run_ranks(train_tiny, after, config)
     for _, found, _ in rest:

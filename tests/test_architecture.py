@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "types", "distributed", "encoder", "data"},
     "export": {"errors", "types", "distributed", "encoder", "backbones", "pooling", "data"},
     "assemble": {"errors", "types", "config", "data", "encoder", "evaluation"},
+    "inference": {"errors", "types", "distributed", "assemble", "export"},
     "planning": {"errors", "config", "data"},
     "training": {
         "errors",
@@ -42,12 +43,14 @@ ALLOWED: dict[str, set[str]] = {
         "assemble",
         "run",
     },
+    "__main__": {"cli"},
     "cli": {
         "errors",
         "config",
         "distributed",
         "run",
         "planning",
+        "inference",
         "training",
         "assemble",
         "evaluation",

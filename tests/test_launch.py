@@ -1,0 +1,72 @@
+"""What the launch files start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+PROJECT = Path(__file__).parent.parent
+LAUNCH = sorted((PROJECT / "launch").glob("*.yaml"))
+
+RANKS = """
+from embedtrain.cli import _join_ranks
+from embedtrain import distributed
+_join_ranks()
+print("ranks", distributed.gather_objects(distributed.rank()), flush=True)
+distributed.shutdown()
+"""
+
+
+def launch(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(PROJECT / "launch" / "cpu_2.yaml"),
+    ]
+    return subprocess.run(
+        [*command, str(script), *words],
+        env={
+            **environment,
+            "OMP_NUM_THREADS": "1",
+            **({"ACCELERATE_USE_CPU": "true"} if torch.cuda.is_available() else {}),
+        },
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=[path.name for path in LAUNCH])
+def test_a_launch_file_is_read_and_says_how_it_is_used(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert (config.num_processes, config.num_machines) == (said["num_processes"], said["num_machines"])
+    assert f"accelerate launch --config_file launch/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_cpu_2_starts_two_ranks_that_know_of_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS, encoding="utf-8")
+    done = launch(script)
+    assert done.stdout.count("ranks [0, 1]") == 2, done.stderr
+
+
+def test_a_mistake_is_told_once_by_two_ranks() -> None:
+    done = launch(PROJECT / "train.py", "recipe=nope")
+    assert done.returncode != 0
+    assert (done.stdout + done.stderr).count("error: recipe=nope") == 1

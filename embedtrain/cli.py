@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedtrain.errors import ConfigError, EmbedtrainError
@@ -32,6 +33,8 @@ commands
   train      train, prove, export and report; `accelerate launch train.py ...` is the same on many devices
   check      the resolved config with where each part is from, and the plan; also: world=8 output=json
   recipes    what recipe=<name> can be
+  evaluate   measure a model: model=<folder, run directory or hub name> and the evaluators; also: output=json
+  embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document
 
 settings
   recipe=quickstart              a whole run from recipes/; or a file: recipe=path/to/mine.yaml
@@ -47,6 +50,7 @@ flags
 
 examples
   embedtrain check recipe=quickstart
+  embedtrain evaluate model=runs/quickstart recipe=quickstart
   embedtrain train recipe=finetune data.path=pairs.jsonl backbone.name=BAAI/bge-small-en-v1.5
   accelerate launch --config_file launch/ddp_8gpu.yaml train.py recipe=quickstart
 """
@@ -88,6 +92,13 @@ class Arguments:
         if choices is not None and default not in choices:
             raise ConfigError(f"{key}={default}: expected one of {', '.join(choices)}.")
         return default
+
+    def required(self, key: str, what: str) -> str:
+        """The value of a `key=value` that the command cannot do without."""
+        value = self.take(key, "")
+        if not value:
+            raise ConfigError(f"{key}: required, and not set. Expected {key}=<{what}>.")
+        return value
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -256,6 +267,48 @@ def _check(arguments: Arguments) -> int:
     return 0
 
 
+def _evaluate(arguments: Arguments) -> int:
+    from embedtrain.config.compose import compose_config
+    from embedtrain.config.validate import validate_evaluation
+
+    output = arguments.take("output", "text", ("text", "json"))
+    model = arguments.required("model", "a model folder, a run directory or a name on the hub")
+    composed = compose_config(arguments.overrides, config_dir=arguments.config_dir, from_run=arguments.from_run)
+    validate_evaluation(composed.config, composed.problems)
+
+    from embedtrain import distributed
+    from embedtrain.inference import evaluate_model
+
+    _join_ranks()
+    results = evaluate_model(model, composed.config)
+    if distributed.is_main():
+        if output == "json":
+            print(json.dumps(results, indent=2))
+        for name, metrics in results.items() if output == "text" else ():
+            print(name, *(f"  {metric:<12} {value:.4f}" for metric, value in metrics.items()), sep="\n")
+    distributed.shutdown()
+    return 0
+
+
+def _embed(arguments: Arguments) -> int:
+    role = arguments.take("role", "query", ("query", "document"))
+    model = arguments.required("model", "a model folder, a run directory or a name on the hub")
+    texts = Path(arguments.required("input", "a file with a text on each line"))
+    output = Path(arguments.required("output", "the .npy file to write"))
+    if arguments.overrides:
+        raise ConfigError(f"{arguments.overrides[0]}: embed takes model=, input=, output= and role=.")
+    if output.suffix != ".npy":
+        raise ConfigError(f"output={output}: expected a name that ends in .npy.")
+    if not texts.is_file():
+        raise ConfigError(f"input={texts}: there is no file {texts.absolute()}.")
+
+    from embedtrain.inference import embed_file
+
+    rows, columns = embed_file(model, texts, output, role="query" if role == "query" else "document")
+    print(f"{output}: {rows:,} vectors of {columns} dimensions, float32")
+    return 0
+
+
 def _recipes(arguments: Arguments) -> int:
     from embedtrain.config.compose import recipe_files
 
@@ -272,4 +325,10 @@ def headline(text: str) -> list[str]:
     return [line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
-COMMANDS: dict[str, Callable[[Arguments], int]] = {"train": _train, "check": _check, "recipes": _recipes}
+COMMANDS: dict[str, Callable[[Arguments], int]] = {
+    "train": _train,
+    "check": _check,
+    "recipes": _recipes,
+    "evaluate": _evaluate,
+    "embed": _embed,
+}

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedtrain.config.explain import did_you_mean, unknown_key, yaml_no
-from embedtrain.config.rules import relations, world_size
+from embedtrain.config.rules import paths, relations, world_size
 from embedtrain.config.schema import settings
 from embedtrain.config.signatures import Signature, TargetError, fits, signature, words
 from embedtrain.errors import ConfigError
@@ -52,6 +52,22 @@ def validate(config: dict[str, Any], problems: Sequence[str] = (), *, world: int
     if found:
         raise ConfigError(report(found))
     return warnings
+
+
+def validate_evaluation(config: dict[str, Any], problems: Sequence[str] = ()) -> None:
+    """Check what measuring a model reads of a config: the evaluators. The rest of it may be incomplete.
+
+    Raises ConfigError with all problems.
+    """
+    found = [*problems, *_frame(config)]
+    read = [*_missing(config), *_components(config), *(finding.text for finding in paths(config, 1))]
+    found += [problem for problem in read if problem.startswith(("evaluation", "data.path"))]
+    if not found and not any(node is not None for node in config["evaluation"]["evaluators"].values()):
+        found.append(
+            "evaluation.evaluators: empty. Choose some: evaluation=beir evaluation.evaluators.beir.path=<folder>"
+        )
+    if found:
+        raise ConfigError(report(found))
 
 
 def report(problems: Sequence[str]) -> str:

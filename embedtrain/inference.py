@@ -1,0 +1,68 @@
+"""What is done with a finished model: measure it, or turn texts into vectors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedtrain import distributed
+from embedtrain.assemble import build_evaluators
+from embedtrain.errors import DataError
+from embedtrain.export.load import load_encoder
+from embedtrain.types import Role
+
+log = logging.getLogger("embedtrain")
+
+
+def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """{evaluator: {metric: value}} of a model folder or hub name, the same on all ranks, which share the work."""
+    encoder = load_encoder(model_folder(model)).to(device())
+    return {
+        name: dict(evaluator(encoder, show_progress=distributed.is_main()).metrics)
+        for name, evaluator in build_evaluators(config).items()
+    }
+
+
+def embed_file(model: str, texts: Path, output: Path, *, role: Role) -> tuple[int, int]:
+    """One vector for each line of `texts`, as float32 [N, E] in `output` (.npy). Returns (N, E)."""
+    lines = read_lines(texts)
+    encoder = load_encoder(model_folder(model)).to(device())
+    vectors = encoder.encode(lines, role=role, show_progress=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    np.save(output, vectors.numpy())
+    return vectors.shape[0], vectors.shape[1]
+
+
+def model_folder(model: str) -> str:
+    """The model of a run directory, or what was named."""
+    inside = Path(model).expanduser() / "model"
+    return str(inside) if (inside / "modules.json").is_file() else model
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file. Raises DataError for one that is empty, since an empty text has no meaning to embed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path.absolute()}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{number}: not UTF-8. Convert the file: iconv -t utf-8.") from None
+    if not text:
+        raise DataError(f"{path}: an empty file. Expected one text a line.")
+    lines = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise DataError(f"{path}:{number}: an empty line. Expected one text a line.")
+    return lines
+
+
+def device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -42,6 +42,8 @@ def padded_attention(
         padded = x.new_zeros(len(layout.lengths), longest, x.shape[0], x.shape[2])
         return padded.index_put((text, position), x.transpose(0, 1)).transpose(1, 2)
 
+    if query.shape[0] != key.shape[0]:  # with a mask, the memory-saving kernel wants as many heads of each
+        key, value = (x.repeat_interleave(query.shape[0] // x.shape[0], dim=0) for x in (key, value))
     out = F.scaled_dot_product_attention(
         pad(query),
         pad(key),
@@ -49,6 +51,5 @@ def padded_attention(
         attn_mask=allowed[:, None],
         dropout_p=dropout,
         scale=scale,
-        enable_gqa=query.shape[0] != key.shape[0],
     )
     return out.transpose(1, 2)[text, position]

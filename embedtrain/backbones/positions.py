@@ -1,14 +1,39 @@
-"""Where position ids start. RoBERTa and its kin number tokens from `padding_idx + 1`, everybody else from 0."""
+"""Position ids: where they start, and how many there are.
+
+RoBERTa and its kin keep the positions up to `padding_idx` free and start after it, everybody else starts at 0. Learned positions end somewhere; rotary
+ones do not.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
+from embedtrain.errors import ConfigError
+
 
 def first_position(model: nn.Module) -> int:
     """The position id of a text's first token."""
-    for module in model.modules():
-        if hasattr(module, "create_position_ids_from_input_ids"):
-            padding_idx: int = getattr(module, "padding_idx")  # noqa: B009  (nn.Module's attributes have no type)
-            return padding_idx + 1
-    return 0
+    table = _learned_positions(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def longest_text(model: nn.Module) -> int | None:
+    """The most tokens a text may have: as many as there are learned positions; None where positions are computed."""
+    table = _learned_positions(model)
+    return None if table is None else table.num_embeddings - first_position(model)
+
+
+def refuse_longer(tokens: int, limit: int | None, model: str) -> None:
+    """A ConfigError for a text with more tokens than positions; an accelerator would only report a failed kernel."""
+    if limit is not None and tokens > limit:
+        raise ConfigError(
+            f"encoder.max_query_length, encoder.max_document_length: a text has {tokens} tokens, but {model} knows "
+            f"{limit} positions. Set both to at most {limit}."
+        )
+
+
+def _learned_positions(model: nn.Module) -> nn.Embedding | None:
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module
+    return None

@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedtrain.backbones import attention as ragged_kernel
 from embedtrain.backbones.direction import Direction, observed_direction
+from embedtrain.backbones.loading import Weights, load_config, load_model, set_dropout
 from embedtrain.backbones.locate import locate
 from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_model
 from embedtrain.backbones.padded import padded_states
 from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
-from embedtrain.backbones.positions import first_position
+from embedtrain.backbones.positions import first_position, longest_text, refuse_longer
 from embedtrain.backbones.ragged import RaggedLayout
 from embedtrain.backbones.random_bits import replace_dropout
 from embedtrain.errors import ConfigError, TrainingError
@@ -54,7 +54,7 @@ class TransformerBackbone(nn.Module):
         self,
         *,
         name: str,
-        weights: Literal["pretrained", "random"] = "pretrained",
+        weights: Weights = "pretrained",
         attention: Direction | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: Mapping[str, Any] | None = None,
@@ -76,10 +76,10 @@ class TransformerBackbone(nn.Module):
             )
         self.name = name = locate(name)
         self._hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config = _load_config(name, self._hub)
+        config = load_config(name, self._hub)
         if dropout is not None:
-            _set_dropout(config, dropout)
-        self.hf_model = _load_model(name, config, weights, getattr(torch, dtype), self._hub)
+            set_dropout(config, dropout)
+        self.hf_model = load_model(name, config, weights, getattr(torch, dtype), self._hub)
         self.hidden_size: int = self.config.hidden_size
         self._turn(attention)
         self._expected = attention
@@ -94,11 +94,13 @@ class TransformerBackbone(nn.Module):
 
         self._accepts = frozenset(inspect.signature(self.hf_model.forward).parameters)
         self._first_position = first_position(self.hf_model)
+        self._longest_text = longest_text(self.hf_model)
+        self._padded_attention: str = self.config._attn_implementation
         self._asked: Kernel = kernel
-        self._kernel: Kernel = "padded" if kernel == "padded" else "ragged"
+        self._kernel: Literal["ragged", "padded"] = "padded"
         self._proved: set[str] = set()  # device types on which the kernel and the direction were proved
-        if self._reason_against_ragged() is not None:
-            self._fall_back(self._reason_against_ragged())
+        if kernel != "padded":
+            self._take_ragged(self._lacks_for_ragged())
         self._prove(self.device)
 
     @property
@@ -132,6 +134,7 @@ class TransformerBackbone(nn.Module):
 
     def _states(self, tokens: RaggedTokens, *, all_layers: bool = False) -> list[Tensor]:
         layout = RaggedLayout(tuple(tokens.lengths.tolist()))
+        refuse_longer(layout.longest, self._longest_text, self.name)
         if len(layout.groups) == len(set(layout.lengths)):  # as chunks come: equal lengths are neighbours
             return self._run(tokens.ids, layout, all_layers)
         order = torch.argsort(tokens.lengths, descending=True, stable=True)
@@ -174,23 +177,33 @@ class TransformerBackbone(nn.Module):
 
     # -- which kernel, and the proofs -----------------------------------------------------------------------------
 
-    def _reason_against_ragged(self) -> str | None:
-        if self._kernel == "padded":
-            return None
+    def _lacks_for_ragged(self) -> str | None:
+        """What the model's class lacks for the ragged kernel, if anything."""
         if not self.hf_model._supports_attention_backend:
             return "its class does not use transformers' attention interface"
         if "position_ids" not in self._accepts:
             return "it takes no position ids, so positions cannot restart with each text"
         return None
 
-    def _fall_back(self, reason: str | None) -> None:
-        message = f"backbone.kernel: {self.name} ({self.config.model_type}) cannot run ragged: {reason}."
+    def _take_ragged(self, reason_against: str | None) -> None:
+        if reason_against is None:
+            self._use("ragged")
+            return
+        self._use("padded")
+        message = f"backbone.kernel: {self.name} ({self.config.model_type}) cannot run ragged: {reason_against}."
         if self._asked == "ragged":
             raise ConfigError(f"{message} Use backbone.kernel=auto or padded.")
         log.warning(
             "%s Texts are padded inside length-sorted chunks instead: the same result, somewhat slower.", message
         )
-        self._kernel = "padded"
+
+    def _use(self, kernel: Literal["ragged", "padded"]) -> None:
+        self._kernel = kernel
+        if kernel == "ragged":
+            ragged_kernel.register()
+        wanted = ragged_kernel.KERNEL if kernel == "ragged" else self._padded_attention
+        if self.config._attn_implementation != wanted:
+            self.hf_model.set_attn_implementation(wanted)
 
     @torch.no_grad()
     def _prove(self, device: torch.device) -> None:
@@ -201,7 +214,7 @@ class TransformerBackbone(nn.Module):
         self.hf_model.eval()
         try:
             if self._kernel == "ragged":
-                self._prove_ragged(device)
+                self._take_ragged(self._parity(device))
             vocabulary = self.config.vocab_size
             seen = observed_direction(lambda tokens: self._states(tokens.to(device))[-1], vocabulary)
         finally:
@@ -217,27 +230,19 @@ class TransformerBackbone(nn.Module):
         self._proved.add(device.type)
         log.info("backbone %s: %s attention, %s kernel on %s", self.name, seen, self._kernel, device.type)
 
-    def _prove_ragged(self, device: torch.device) -> None:
+    def _parity(self, device: torch.device) -> str | None:
+        """Why ragged states are not those of the padded model, if they are not."""
         tokens = parity_tokens(self.config.vocab_size, avoid=self.config.pad_token_id).to(device)
-        original = self.config._attn_implementation
-        if original != ragged_kernel.KERNEL:
-            self._reference = original
-        self.hf_model.set_attn_implementation(self._reference)
-        self._kernel = "padded"
+        self._use("padded")
         reference = self._states(tokens)[-1]
-        ragged_kernel.register()
-        self.hf_model.set_attn_implementation(ragged_kernel.KERNEL)
-        self._kernel = "ragged"
-        reason = None
+        self._use("ragged")
         try:
             difference = disagreement(self._states(tokens)[-1], reference)
-            if not difference <= self._tolerance(device):
-                reason = f"its states differ from the padded ones by {difference:.1e} of the largest"
         except ragged_kernel.UnsupportedByRaggedKernel as unsupported:
-            reason = str(unsupported)
-        if reason is not None:
-            self.hf_model.set_attn_implementation(self._reference)
-            self._fall_back(reason)
+            return str(unsupported)
+        if not difference <= self._tolerance(device):  # not ">": NaN is no agreement
+            return f"its states differ from the padded ones by {difference:.1e} of the largest"
+        return None
 
     def _tolerance(self, device: torch.device) -> float:
         if torch.is_autocast_enabled(device.type):
@@ -248,47 +253,3 @@ class TransformerBackbone(nn.Module):
 def _refuse_unknown(key: str, value: object, known: tuple[object, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{key}: expected one of {', '.join(map(str, known))}, got {value!r}.")
-
-
-def _load_config(name: str, hub: Mapping[str, Any]) -> Any:
-    try:
-        return AutoConfig.from_pretrained(name, **hub)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"backbone.name: {name!r} is no model folder and no model that can be fetched: {error}"
-        ) from error
-
-
-def _load_model(name: str, config: Any, weights: str, dtype: torch.dtype, hub: Mapping[str, Any]) -> PreTrainedModel:
-    # A pooler that nobody reads would train on nothing, and data-parallel wrappers wait for its gradient.
-    options = {"add_pooling_layer": False} if _has_pooler(config) else {}
-    if weights == "random":
-        return AutoModel.from_config(config, dtype=dtype, trust_remote_code=hub["trust_remote_code"], **options)
-    # transformers' own report calls a pooler that was left out "unexpected", and in a group of ranks it tells that no
-    # layer is tensor-parallel; what matters is what the folder lacks.
-    reports = logging.getLogger("transformers")
-    level = reports.level
-    reports.setLevel(logging.ERROR)
-    try:
-        model, report = AutoModel.from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True, **hub, **options
-        )
-    finally:
-        reports.setLevel(level)
-    if report["missing_keys"]:
-        log.warning(
-            "backbone.name: %s lacks these weights, they start random: %s", name, sorted(report["missing_keys"])
-        )
-    return model
-
-
-def _has_pooler(config: Any) -> bool:
-    model_class = MODEL_MAPPING.get(type(config), None)
-    return isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters
-
-
-def _set_dropout(config: Any, probability: float) -> None:
-    for key, value in config.to_dict().items():
-        is_dropout = "dropout" in key or key.endswith("pdrop")
-        if is_dropout and "classifier" not in key and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, key, probability)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from embedtrain.backbones.grouped_attention import grouped_attention
@@ -186,3 +189,24 @@ def test_an_unknown_choice_is_refused_with_what_there_is(option, tmp_path):
 def test_a_name_that_is_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"backbone\.name: .*nowhere' is no model folder"):
         TransformerBackbone(name=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("architecture", "limit"), [("bert", 128), ("roberta", 127), ("mpnet", 126), ("qwen3", None)])
+def test_a_text_longer_than_the_learned_positions_is_refused_by_number(architecture, limit, tmp_path):
+    backbone = TransformerBackbone(name=tiny_model_dir(architecture, tmp_path)).eval()
+    if limit is None:
+        assert backbone(RaggedTokens.from_lists([[5] * 300])).shape[0] == 300
+        return
+    assert backbone(RaggedTokens.from_lists([[5] * limit])).shape[0] == limit
+    with pytest.raises(ConfigError, match=rf"a text has {limit + 1} tokens, but .* knows {limit} positions"):
+        backbone(RaggedTokens.from_lists([[5] * (limit + 1)]))
+
+
+def test_a_folder_that_lacks_weights_is_named_with_them(tmp_path, caplog):
+    folder = Path(tiny_model_dir("bert", tmp_path))
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with caplog.at_level("WARNING"):
+        TransformerBackbone(name=str(folder))
+    assert "lacks these weights, they start random: ['encoder.layer.1.output.dense.weight']" in caplog.text

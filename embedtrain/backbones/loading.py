@@ -1,0 +1,72 @@
+"""Reading a transformers model by name, and saying what a folder lacks."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from embedtrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Weights = Literal["pretrained", "random"]
+
+
+def load_config(name: str, hub: Mapping[str, Any]) -> Any:
+    """The configuration of a folder or hub name. `hub`: revision and trust_remote_code."""
+    try:
+        return AutoConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"backbone.name: {name!r} is no model folder and no model that can be fetched: {error}"
+        ) from error
+
+
+def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub: Mapping[str, Any]) -> PreTrainedModel:
+    """The model without a pooler; with random weights none are read, so the meta device will do."""
+    # A pooler that nobody reads would train on nothing, and data-parallel wrappers wait for its gradient.
+    options = {"add_pooling_layer": False} if _has_pooler(config) else {}
+    if weights == "random":
+        return AutoModel.from_config(config, dtype=dtype, trust_remote_code=hub["trust_remote_code"], **options)
+    with _quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **hub, **options
+        )
+    if report["missing_keys"]:
+        log.warning(
+            "backbone.name: %s lacks these weights, they start random: %s", name, sorted(report["missing_keys"])
+        )
+    return model
+
+
+def set_dropout(config: Any, probability: float) -> None:
+    """Every dropout probability of a configuration; a classifier's, which no embedding passes, stays."""
+    for key, value in config.to_dict().items():
+        is_dropout = "dropout" in key or key.endswith("pdrop")
+        if is_dropout and "classifier" not in key and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, key, probability)
+
+
+def _has_pooler(config: Any) -> bool:
+    model_class = MODEL_MAPPING.get(type(config), None)
+    return isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers' own report calls a pooler that was left out "unexpected", and in a group of ranks it tells that no
+    layer is tensor-parallel; what matters is what the folder lacks."""
+    reports = logging.getLogger("transformers")
+    level = reports.level
+    reports.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        reports.setLevel(level)

@@ -1,7 +1,7 @@
 """Position ids: where they start, and how many there are.
 
-RoBERTa and its kin keep the positions up to `padding_idx` free and start after it, everybody else starts at 0. Learned positions end somewhere; rotary
-ones do not.
+RoBERTa and its kin keep the positions up to `padding_idx` free and start after it, everybody else starts at 0. Learned
+positions end somewhere; rotary ones do not.
 """
 
 from __future__ import annotations

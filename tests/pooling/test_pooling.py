@@ -51,16 +51,20 @@ def test_a_head_reads_its_own_text_inside_the_span(name, skip):
     torch.testing.assert_close(HEADS[name](hidden, ragged(skip)), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"), [("mean", "mean"), ("weighted_mean", "weightedmean"), ("max", "max"), ("cls", "cls")]
-)
-def test_a_head_equals_the_module_that_it_is_exported_as(name, mode):
+@pytest.mark.parametrize("skip", [(0, 0, 0, 0), (2, 0, 6, 1)])
+@pytest.mark.parametrize(("name", "mode"), [("mean", "mean"), ("weighted_mean", "weightedmean"), ("max", "max")])
+def test_a_head_equals_the_module_that_it_is_exported_as(name, mode, skip):
     hidden = torch.randn(sum(LENGTHS), HIDDEN, generator=torch.Generator().manual_seed(1))
     padded = torch.nn.utils.rnn.pad_sequence(list(hidden.split(LENGTHS)), batch_first=True)
-    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
-    features = {"token_embeddings": padded, "attention_mask": mask.long()}
+    position = torch.arange(max(LENGTHS))
+    mask = (position < torch.tensor(LENGTHS)[:, None]) & (position >= torch.tensor(skip)[:, None])
+    features = {"token_embeddings": padded, "attention_mask": mask.long()}  # a prompt left out is masked out there
     expected = ReferencePooling(HIDDEN, pooling_mode=mode)(features)["sentence_embedding"]
-    torch.testing.assert_close(HEADS[name](hidden, ragged()), expected)
+    torch.testing.assert_close(HEADS[name](hidden, ragged(skip)), expected)
+
+
+def test_only_heads_that_read_the_last_token_ask_for_an_end_of_text():
+    assert [name for name, head in HEADS.items() if getattr(head, "reads_last_token", False)] == ["eos"]
 
 
 def test_eos_equals_its_exported_module_under_left_and_right_padding():

@@ -63,20 +63,17 @@ class RelationReader:
     """Answers, for rows of any of the four terms, which columns are exceptions. Pairs are (position in the rows, column)."""
 
     def __init__(self, relation: Relation):
-        relation = relation.to("cpu")
         self.num_queries, self.num_documents = relation.num_queries, relation.num_documents
-        self.owner = relation.owner
-        ids, self.text = torch.unique(relation.query_ids, return_inverse=True)  # [Q] number of the query's text
+        self.owner = relation.owner.cpu()
+        ids, self.text = torch.unique(relation.query_ids.cpu(), return_inverse=True)  # [Q] number of the query's text
         self._num_texts = ids.numel()
-        ids, numbers = torch.unique(torch.cat([relation.document_ids, relation.known_ids]), return_inverse=True)
+        ids, numbers = torch.unique(torch.cat([relation.document_ids, relation.known_ids]).cpu(), return_inverse=True)
         self._num_contents = ids.numel()
         self.content = numbers[: self.num_documents]  # [D] number of the document's content
 
         # Who answers what: known, or brought as a positive.
-        positive = torch.nonzero(relation.is_positive).flatten()
-        known_by = torch.repeat_interleave(
-            torch.arange(self.num_queries), relation.known_offsets[1:] - relation.known_offsets[:-1]
-        )
+        positive = torch.nonzero(relation.is_positive.cpu()).flatten()
+        known_by = torch.repeat_interleave(torch.arange(self.num_queries), relation.known_offsets.cpu().diff())
         text = torch.cat([self.text[known_by], self.text[self.owner[positive]]])
         content = torch.cat([numbers[self.num_documents :], self.content[positive]])
         self._text, self._answer = distinct(text, content)

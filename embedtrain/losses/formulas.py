@@ -7,8 +7,8 @@ s is a logit (similarity / temperature), N(term) the sum of exp(s) over the nega
     summed, joint       -log( A / (n A + sum over terms of N(term)) ),  A = sum over positives of e^s_p
     summed, separate    mean over terms of  -log( A / (A + N(term)) )
 
-n counts the terms whose columns hold the positive itself, q2d and d2q, and is at least 1: GTE (arXiv:2308.03281, eq. 4)
-sums q2d and d2q over all j, so its denominator has the positive twice; Qwen3 (arXiv:2506.05176, eq. 1) has it once.
+n counts the terms whose columns hold the positive itself, q2d and d2q, and is at least 1: GTE (arXiv:2308.03281)
+sums q2d and d2q over all j, so its denominator has the positive twice; Qwen3 (arXiv:2506.05176) has it once.
 With *each*, the other positives of a query are left out of the denominator (CoDiEmb, arXiv:2508.11442).
 """
 

@@ -14,7 +14,7 @@ from embedtrain.types import EmbeddingBatch, Loss, LossOutput
 class Matryoshka(nn.Module):
     """sum over dims of  weight * inner(batch, truncated to dim),  for any loss `inner`.
 
-    Kusupati et al. 2022 (arXiv:2205.13147, eq. 1). Truncation puts embeddings back on the unit sphere, as a user of the
+    Kusupati et al. 2022 (arXiv:2205.13147). Truncation puts embeddings back on the unit sphere, as a user of the
     short vector would. Metrics: those of the largest dim, and the loss of each dim as loss_<dim>.
 
     dims     dimensions to train, any order; the full size is not added by itself

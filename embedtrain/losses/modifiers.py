@@ -18,7 +18,7 @@ from embedtrain.losses.contrast import Tile
 class HardnessWeight:
     """Weighs each negative by e^(alpha * similarity), without gradient through the weight: harder ones count more.
 
-    `negatives: all` weighs every negative of every term: LLaVE (arXiv:2503.04812, eq. 5), alpha 9; its code is `terms: [q2d,
+    `negatives: all` weighs every negative of every term: LLaVE (arXiv:2503.04812), alpha 9; its code is `terms: [q2d,
     d2q], partition: separate`, its paper q2d alone. `negatives: hard` weighs the query's own hard negatives only:
     EmbeddingGemma (arXiv:2509.20354), alpha 5.
     """

@@ -51,16 +51,17 @@ def test_a_head_reads_its_own_text_inside_the_span(name, skip):
     torch.testing.assert_close(HEADS[name](hidden, ragged(skip)), expected)
 
 
-@pytest.mark.parametrize("skip", [(0, 0, 0, 0), (2, 0, 6, 1)])
+@pytest.mark.parametrize("prompt", [0, 2])
 @pytest.mark.parametrize(("name", "mode"), [("mean", "mean"), ("weighted_mean", "weightedmean"), ("max", "max")])
-def test_a_head_equals_the_module_that_it_is_exported_as(name, mode, skip):
-    hidden = torch.randn(sum(LENGTHS), HIDDEN, generator=torch.Generator().manual_seed(1))
-    padded = torch.nn.utils.rnn.pad_sequence(list(hidden.split(LENGTHS)), batch_first=True)
-    position = torch.arange(max(LENGTHS))
-    mask = (position < torch.tensor(LENGTHS)[:, None]) & (position >= torch.tensor(skip)[:, None])
-    features = {"token_embeddings": padded, "attention_mask": mask.long()}  # a prompt left out is masked out there
-    expected = ReferencePooling(HIDDEN, pooling_mode=mode)(features)["sentence_embedding"]
-    torch.testing.assert_close(HEADS[name](hidden, ragged(skip)), expected)
+def test_a_head_equals_the_module_that_it_is_exported_as(name, mode, prompt):
+    lengths = (5, 3, 7, 4)
+    hidden = torch.randn(sum(lengths), HIDDEN, generator=torch.Generator().manual_seed(1))
+    padded = torch.nn.utils.rnn.pad_sequence(list(hidden.split(lengths)), batch_first=True)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    features = {"token_embeddings": padded, "attention_mask": mask.long(), "prompt_length": prompt}
+    reference = ReferencePooling(HIDDEN, pooling_mode=mode, include_prompt=False)
+    tokens = RaggedTokens.from_lists([[1] * n for n in lengths], skip=[prompt] * 4)
+    torch.testing.assert_close(HEADS[name](hidden, tokens), reference(features)["sentence_embedding"])
 
 
 def test_only_heads_that_read_the_last_token_ask_for_an_end_of_text():

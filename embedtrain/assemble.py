@@ -10,6 +10,7 @@ from embedtrain.data.prompts import Prompts
 from embedtrain.data.sources import Source
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
+from embedtrain.errors import ConfigError
 from embedtrain.evaluation.result import EvaluationResult
 
 
@@ -21,6 +22,11 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
     backbone = build(config["backbone"])
     pooling = build(config["pooling"], hidden_size=backbone.hidden_size)
     settings = config["encoder"]
+    for key in ("max_query_length", "max_document_length"):
+        if backbone.longest_text is not None and settings[key] > backbone.longest_text:
+            raise ConfigError(
+                f"encoder.{key}={settings[key]}: {backbone.name} knows {backbone.longest_text} positions. Use at most that many."
+            )
     append_eos = settings["append_eos"]
     tokenizer = TextTokenizer(
         tokenizer=backbone.tokenizer(),

@@ -34,6 +34,8 @@ commands
   check      the resolved config with where each part is from, and the plan; also: world=8 output=json
   recipes    what recipe=<name> can be
   evaluate   measure a model: model=<folder, run directory or hub name> and the evaluators; also: output=json
+  export     run=<directory>: the newest checkpoint of a run as a verified model folder; also: folder=<where to>
+  report     run=<directory>: write its report.html again
   embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document
 
 settings
@@ -290,13 +292,49 @@ def _evaluate(arguments: Arguments) -> int:
     return 0
 
 
+def _export(arguments: Arguments) -> int:
+    run = _run_directory(arguments)
+    folder = arguments.take("folder", "")
+    _refuse_rest(arguments, "export takes run= and folder=")
+
+    from embedtrain.training.export_run import export_run
+
+    done = export_run(run, Path(folder) if folder else None)
+    for note in done.notes:
+        print(note)
+    print(f"{done.path}: {done.verified_with} gives the same embeddings, cosine at least {done.worst_cosine:.6f}")
+    return 0
+
+
+def _report(arguments: Arguments) -> int:
+    run = _run_directory(arguments)
+    _refuse_rest(arguments, "report takes run=")
+
+    from embedtrain.evaluation.report import write_report
+
+    write_report(run / "report.html", run)
+    print(run / "report.html")
+    return 0
+
+
+def _run_directory(arguments: Arguments) -> Path:
+    run = Path(arguments.required("run", "a run directory"))
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"run={run}: {run.absolute()} is no run directory (it has no config.yaml).")
+    return run
+
+
+def _refuse_rest(arguments: Arguments, takes: str) -> None:
+    if arguments.overrides:
+        raise ConfigError(f"{arguments.overrides[0]}: {takes}.")
+
+
 def _embed(arguments: Arguments) -> int:
     role = arguments.take("role", "query", ("query", "document"))
     model = arguments.required("model", "a model folder, a run directory or a name on the hub")
     texts = Path(arguments.required("input", "a file with a text on each line"))
     output = Path(arguments.required("output", "the .npy file to write"))
-    if arguments.overrides:
-        raise ConfigError(f"{arguments.overrides[0]}: embed takes model=, input=, output= and role=.")
+    _refuse_rest(arguments, "embed takes model=, input=, output= and role=")
     if output.suffix != ".npy":
         raise ConfigError(f"output={output}: expected a name that ends in .npy.")
     if not texts.is_file():
@@ -330,5 +368,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "check": _check,
     "recipes": _recipes,
     "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
     "embed": _embed,
 }

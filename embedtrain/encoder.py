@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         result = torch.empty(len(texts), self.embedding_dim)
         with (
             evaluating(self),
-            tqdm(total=len(texts), desc="encode", unit="text", disable=not show_progress) as progress,
+            tqdm(total=len(texts), desc="encode", unit="text", disable=None if show_progress else True) as progress,
         ):
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
                 block = slice(start, start + _TEXTS_AT_ONCE)

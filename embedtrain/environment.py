@@ -43,8 +43,10 @@ def describe() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """What was typed, as far as this process can know: the launcher's part is in `world_size`."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What was typed, as far as this process can know: of the launcher's own settings only `world_size` is kept."""
+    program = Path(sys.argv[0]).name
+    start = ["accelerate", "launch", program] if program.endswith(".py") else [program]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ class RaggedTokens:
         return int(self.offsets[-1])
 
     def to(self, device: torch.device | str) -> RaggedTokens:
-        return replace(self, ids=self.ids.to(device, non_blocking=True))
+        return replace(self, ids=self.ids.to(device, non_blocking=torch.device(device).type != "cpu"))
 
     def select(self, index: Tensor) -> RaggedTokens:
         """The texts at `index` [M], in that order, as a new run."""
@@ -121,7 +121,8 @@ class Relation:
 
         positive        owner[d] == q and is_positive[d]
         ignore          not that, yet document_ids[d] is among the known positives of q, or was brought as a positive by
-                        a query with the same text: the same answer seen again, on this rank or another one
+                        a query with the same text: the same answer seen again, on this rank or another one (what is
+                        known of a text is what all queries with that text know)
         hard negative   owner[d] == q and not is_positive[d], and not ignored
         negative        every other pair (in-batch and cross-device)
 
@@ -147,7 +148,8 @@ class Relation:
 
     def to(self, device: torch.device | str) -> Relation:
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return Relation(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in fields.items()})
+        later = torch.device(device).type != "cpu"  # a copy to the CPU that does not wait may be read too early
+        return Relation(**{k: v if v is None else v.to(device, non_blocking=later) for k, v in fields.items()})
 
 
 @dataclass(frozen=True, slots=True)

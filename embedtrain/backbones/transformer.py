@@ -94,7 +94,7 @@ class TransformerBackbone(nn.Module):
 
         self._accepts = frozenset(inspect.signature(self.hf_model.forward).parameters)
         self._first_position = first_position(self.hf_model)
-        self._longest_text = longest_text(self.hf_model)
+        self.longest_text = longest_text(self.hf_model)  # tokens; None: no limit
         self._padded_attention: str = self.config._attn_implementation
         self._asked: Kernel = kernel
         self._kernel: Literal["ragged", "padded"] = "padded"
@@ -134,7 +134,7 @@ class TransformerBackbone(nn.Module):
 
     def _states(self, tokens: RaggedTokens, *, all_layers: bool = False) -> list[Tensor]:
         layout = RaggedLayout(tuple(tokens.lengths.tolist()))
-        refuse_longer(layout.longest, self._longest_text, self.name)
+        refuse_longer(layout.longest, self.longest_text, self.name)
         if len(layout.groups) == len(set(layout.lengths)):  # as chunks come: equal lengths are neighbours
             return self._run(tokens.ids, layout, all_layers)
         order = torch.argsort(tokens.lengths, descending=True, stable=True)

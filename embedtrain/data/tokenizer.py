@@ -117,6 +117,7 @@ class TextTokenizer:
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=False,
+            verbose=False,
         )
 
     def _ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:

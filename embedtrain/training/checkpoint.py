@@ -112,10 +112,8 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def load_checkpoint(
-    checkpoint: Checkpoint, *, named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
-) -> None:
-    """Weights and optimizer state of `checkpoint`, bit for bit, into the live objects.
+def load_weights(checkpoint: Checkpoint, named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Its trainable weights, bit for bit, into the live parameters.
 
     Raises CheckpointError when its tensors are not those of this model.
     """
@@ -136,6 +134,14 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in named:
             parameter.copy_(weights[name])
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, *, named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> None:
+    """Weights and optimizer state of `checkpoint`, bit for bit, into the live objects. Raises as `load_weights`."""
+    named = list(named)
+    load_weights(checkpoint, named)
     moments = load_file(checkpoint.path / "optimizer.safetensors")
     for name, parameter in named:
         entry: dict[str, Tensor] = {}

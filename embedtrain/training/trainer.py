@@ -98,7 +98,8 @@ class Trainer:
         """Make updates `start` .. `total_steps`. Returns the number made in all. Raises Terminated after a signal."""
         done = start
         speed = SpeedMeter()
-        bar = tqdm(total=self.total_steps, initial=start, desc="train", unit="step", disable=not distributed.is_main())
+        hidden = None if distributed.is_main() else True  # None: shown on a terminal; a log file gets lines instead
+        bar = tqdm(total=self.total_steps, initial=start, desc="train", unit="step", disable=hidden)
         with self._signals(), bar:
             batches = iter(self.loader.steps(start, self.total_steps))
             while done < self.total_steps and self.stop_reason is None:
@@ -147,7 +148,13 @@ class Trainer:
         values["train/gradient_norm"] = norm
         values["train/learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         values["train/epoch"] = self.loader.epoch_of(done)
-        self.report(done, values | speed.read())
+        values |= speed.read()
+        self.report(done, values)
+        log.info(
+            "step %d of %d  loss %.4f  gradient norm %.2f  learning rate %.2e  %.1f queries/s",
+            *(done, self.total_steps, result.loss, norm),
+            *(values["train/learning_rate"], values["train/queries_per_second"]),
+        )
 
     def report(self, step: int, values: dict[str, float]) -> None:
         """Hand numbers to the trackers (rank 0 alone has any)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import xxhash
@@ -147,9 +147,9 @@ class Relation:
         return self.document_ids.numel()
 
     def to(self, device: torch.device | str) -> Relation:
-        fields = {name: getattr(self, name) for name in self.__slots__}
         later = torch.device(device).type != "cpu"  # a copy to the CPU that does not wait may be read too early
-        return Relation(**{k: v if v is None else v.to(device, non_blocking=later) for k, v in fields.items()})
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return replace(self, **{k: v.to(device, non_blocking=later) for k, v in fields.items() if v is not None})
 
 
 @dataclass(frozen=True, slots=True)

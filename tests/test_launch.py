@@ -15,10 +15,11 @@ PROJECT = Path(__file__).parent.parent
 LAUNCH = sorted((PROJECT / "launch").glob("*.yaml"))
 
 RANKS = """
+import os
 from embedtrain.cli import _join_ranks
 from embedtrain import distributed
 _join_ranks()
-print("ranks", distributed.gather_objects(distributed.rank()), flush=True)
+os.write(1, f"ranks {distributed.gather_objects(distributed.rank())};".encode())  # one write: the ranks share a pipe
 distributed.shutdown()
 """
 

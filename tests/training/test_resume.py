@@ -117,7 +117,8 @@ def start_command(config_dir, *overrides: str) -> subprocess.Popen:
         sys.executable, "-c", "import sys; from embedtrain.cli import train; sys.exit(train())",
         "data=pairs", f"data.path={config_dir / 'pairs.jsonl'}", f"backbone.name={config_dir / 'model'}",
         "training.global_batch_size=8", "training.max_steps=12", "training.save_every=2", "training.keep_checkpoints=0",
-        "evaluation.before=false", "evaluation.after=false", DROPOUT, *overrides,
+        "evaluation.before=false", "evaluation.after=false", "encoder.max_query_length=64", "encoder.max_document_length=64",
+        DROPOUT, *overrides,
     ]  # fmt: skip
     return subprocess.Popen(
         command, cwd=config_dir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -74,19 +74,16 @@ def gather_objects(value: T) -> list[T]:
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of a tensor over ranks, detached, in a new tensor."""
-    value = value.detach().clone()
-    if is_distributed():
-        dist.all_reduce(value)
-    return value
-
-
-def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """True on every rank when it is true on one: for stop signals and failures that all must see at the same step."""
     if not is_distributed():
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return value.detach().clone()
+    total = _sendable(value.detach().clone())
+    dist.all_reduce(total)
+    return total.to(value.device)
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every rank when it is true on one: for stop signals and failures that all must see at the same step."""
+    return bool(sum_over_ranks(torch.tensor(int(flag))).item())
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], *, bucket_bytes: int = 64 * 2**20) -> None:
@@ -148,13 +145,17 @@ def gather_plain(rows: Tensor, counts: Sequence[int]) -> Tensor:
 def _all_gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
     # Collectives want equal shapes: rows are filled up to the longest rank and the filler is cut off again.
     longest = max(counts)
-    kind = rows.dtype
-    rows = rows.to(torch.uint8) if kind == torch.bool else rows
-    filled = rows.new_zeros((longest, *rows.shape[1:]))
-    filled[: rows.shape[0]] = rows
+    sent = _sendable(rows.to(torch.uint8) if rows.dtype == torch.bool else rows)
+    filled = sent.new_zeros((longest, *sent.shape[1:]))
+    filled[: sent.shape[0]] = sent
     parts = [torch.empty_like(filled) for _ in counts]
     dist.all_gather(parts, filled)
-    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(kind)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).to(rows)
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    """On the GPU where the ranks talk through NCCL, which knows no other place."""
+    return tensor.cuda() if dist.get_backend() == "nccl" and not tensor.is_cuda else tensor
 
 
 class _GatherRows(torch.autograd.Function):
@@ -180,14 +181,14 @@ def gather_relation(relation: Relation) -> tuple[Relation, list[int], list[int]]
 
     Rank r's `owner` points into its own queries; after the gather it points into everyone's.
     """
-    sizes = gather_objects((relation.num_queries, relation.num_documents, relation.known_ids.numel()))
-    queries, documents, known = ([s[i] for s in sizes] for i in range(3))
     if not is_distributed():
-        return relation, queries, documents
+        return relation, [relation.num_queries], [relation.num_documents]
+    own = (relation.num_queries, relation.num_documents, relation.known_ids.numel(), relation.scores is not None)
+    sizes = gather_plain(torch.tensor([own]), [1] * dist.get_world_size())  # [W, 4]
+    queries, documents, known, scored = sizes.T.tolist()
     first_query = sum(queries[: rank()])
     first_known = sum(known[: rank()])
     offsets = gather_plain(relation.known_offsets[:-1] + first_known, queries)
-    with_scores = all(gather_objects(relation.scores is not None))
     return (
         Relation(
             query_ids=gather_plain(relation.query_ids, queries),
@@ -196,7 +197,7 @@ def gather_relation(relation: Relation) -> tuple[Relation, list[int], list[int]]
             is_positive=gather_plain(relation.is_positive, documents),
             known_ids=gather_plain(relation.known_ids, known),
             known_offsets=torch.cat([offsets, offsets.new_tensor([sum(known)])]),
-            scores=gather_plain(relation.scores, documents) if with_scores and relation.scores is not None else None,
+            scores=gather_plain(relation.scores, documents) if all(scored) and relation.scores is not None else None,
         ),
         queries,
         documents,

@@ -149,7 +149,7 @@ class TrainingConfig:
     log_every: int = setting(10, "Steps between log lines.", at_least=1)
     evaluate_every: int | None = setting(None, "Steps between evaluations; null: none during training.", at_least=1)
     save_every: int | None = setting(
-        None, "Steps between checkpoints; null: only when told to stop, and at the end.", at_least=1
+        500, "Steps between checkpoints; null: only when told to stop, and at the end.", at_least=1
     )
     keep_checkpoints: int = setting(2, "Newest checkpoints kept; 0: all.", at_least=0)
     early_stop: EarlyStopConfig = _part(EarlyStopConfig)

@@ -147,7 +147,7 @@ class ContrastiveStep:
         )
 
     def _refuse_non_finite(self, output: LossOutput, embeddings: Tensor, batch: TokenBatch, step: int) -> None:
-        if not distributed.any_rank(not bool(torch.isfinite(output.loss)), self.device):
+        if not distributed.any_rank(not bool(torch.isfinite(output.loss))):
             return
         bad = ~torch.isfinite(embeddings.detach()).all(dim=-1).cpu()
         in_query, in_document = bad[: len(batch.queries)], bad[len(batch.queries) :]

@@ -208,7 +208,7 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _stop_if_told(self, done: int) -> None:
-        if distributed.any_rank(self._signal is not None, self.step.device):
+        if distributed.any_rank(self._signal is not None):
             self.save(done)
             raise Terminated(
                 f"stopped after {done} of {self.total_steps} steps and saved in {self.checkpoints}; the same command goes on."

@@ -147,7 +147,8 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
-    """The exit code: 2 for a config that cannot run, 1 for what failed on the way, 130 after Ctrl-C."""
+    """The exit code: 2 for a config that cannot run, 1 for what failed on the way, 143 for a run that was told to stop and saved,
+    130 after Ctrl-C outside of training."""
     try:
         if command not in COMMANDS:
             raise ConfigError(_no_such_command(command))
@@ -279,15 +280,17 @@ def _evaluate(arguments: Arguments) -> int:
     validate_evaluation(composed.config, composed.problems)
 
     from embedtrain import distributed
+    from embedtrain.evaluation.comparison import percent, result_size
     from embedtrain.inference import evaluate_model
 
     _join_ranks()
     results = evaluate_model(model, composed.config)
     if distributed.is_main():
         if output == "json":
-            print(json.dumps(results, indent=2))
-        for name, metrics in results.items() if output == "text" else ():
-            print(name, *(f"  {metric:<12} {value:.4f}" for metric, value in metrics.items()), sep="\n")
+            print(json.dumps({name: result.metrics for name, result in results.items()}, indent=2))
+        for name, result in results.items() if output == "text" else ():
+            print(f"{name}{result_size(result)}")
+            print(*(f"  {metric:<12} {percent(value):>6}" for metric, value in result.metrics.items()), sep="\n")
     distributed.shutdown()
     return 0
 

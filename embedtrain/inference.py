@@ -13,17 +13,18 @@ import torch
 from embedtrain import distributed
 from embedtrain.assemble import build_evaluators
 from embedtrain.errors import DataError
+from embedtrain.evaluation.result import EvaluationResult
 from embedtrain.export.load import load_encoder
 from embedtrain.types import Role
 
 log = logging.getLogger("embedtrain")
 
 
-def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{evaluator: {metric: value}} of a model folder or hub name, the same on all ranks, which share the work."""
+def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, EvaluationResult]:
+    """What each evaluator says of a model folder or hub name, the same on all ranks, which share the work."""
     encoder = load_encoder(model_folder(model)).to(device())
     return {
-        name: dict(evaluator(encoder, show_progress=distributed.is_main()).metrics)
+        name: evaluator(encoder, show_progress=distributed.is_main())
         for name, evaluator in build_evaluators(config).items()
     }
 

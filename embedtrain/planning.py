@@ -89,7 +89,8 @@ class Plan:
         text = [f"devices            {self.world}"]
         if self.parameters is not None:
             p = self.parameters
-            text.append(f"parameters         {p.total:,}, {p.trainable:,} trainable ({p.trainable_share:.2%})")
+            share = "all trained" if p.trainable == p.total else f"{p.trainable:,} trained ({p.trainable_share:.2%})"
+            text.append(f"parameters         {p.total:,}, {share}")
             text.append(f"embedding          {p.embedding_dim} dimensions")
         text.append(f"queries per step   {self.queries_per_step:,}")
         n = self.negatives

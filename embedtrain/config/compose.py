@@ -260,6 +260,11 @@ def _compose_dropping_bad_values(primary: str, parsed: list[Override], problems:
         lines = [as_forced(override) for override in parsed]
         try:
             return compose(primary, overrides=lines, return_hydra_config=True)
+        except RecursionError:
+            raise ConfigError(
+                "the recipe builds on itself. To build on another recipe name it in `defaults` without its group: "
+                "`- finetune`, not `- /recipe: finetune`."
+            ) from None
         except HydraException as error:
             culprit = next((o for o, line in zip(parsed, lines, strict=True) if _is_about(error, line)), None)
             if culprit is not None:

@@ -54,11 +54,17 @@ def queries_per_micro_batch(config: dict[str, Any], world: int) -> float:
     return training["global_batch_size"] / training["accumulation_steps"]
 
 
+def negatives_read(loss: Any) -> set[str]:
+    """What a loss and those inside it contrast a query with: "in_batch", "hard_only". Empty for a loss of another kind."""
+    if not isinstance(loss, dict):
+        return set()
+    own = {kind for kind in ("in_batch", "hard_only") if loss.get("negatives") == kind}
+    return own.union(*(negatives_read(inner) for inner in loss.values()))
+
+
 def uses_in_batch_negatives(loss: Any) -> bool:
     """Whether a loss, or one inside it, contrasts a query with the documents of others."""
-    if not isinstance(loss, dict):
-        return False
-    return loss.get("negatives") == "in_batch" or any(uses_in_batch_negatives(inner) for inner in loss.values())
+    return "in_batch" in negatives_read(loss)
 
 
 def batch_size(config: dict[str, Any], world: int) -> Iterator[Finding]:
@@ -105,8 +111,8 @@ def candidates(config: dict[str, Any], world: int) -> Iterator[Finding]:
     queries, negatives = queries_per_micro_batch(config, world), config["data"]["num_negatives"]
     if in_batch and queries >= 2:
         return
-    if "negatives" not in str(config["loss"]):
-        return  # a loss of another kind
+    if not negatives_read(config["loss"]):
+        return
     why = f"a micro-batch has {queries:g} query" if in_batch else "the loss reads a query's own hard negatives only"
     if negatives == 0:
         yield Problem(

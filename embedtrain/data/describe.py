@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from embedtrain.data.draws import Ints
+from embedtrain.data.index import SourceIndex
 from embedtrain.data.sampling import Sampler
 
 
@@ -14,10 +15,11 @@ def describe(sampler: Sampler) -> str:
     mixture = sampler.mixture
     one_source = mixture.batching == "one_source"
     total = int(sampler.quotas.sum())
-    lines = [
-        f"{len(mixture.names)} source(s), {mixture.batching}: {sampler.steps_per_epoch:,} steps per epoch, "
-        f"{sampler.global_batch_size:,} queries per step"
-    ]
+    epoch = f"{sampler.steps_per_epoch:,} steps per epoch, {sampler.global_batch_size:,} queries per step"
+    if len(mixture.names) == 1:
+        index = mixture.indexes[0]
+        return f"{mixture.names[0]}: {len(index):,} rows, {epoch}; of each row {_brought(index, sampler)}"
+    lines = [f"{len(mixture.names)} sources, {mixture.batching}: {epoch}"]
     width = max(map(len, mixture.names))
     for number, (name, index) in enumerate(zip(mixture.names, mixture.indexes, strict=True)):
         quota = int(sampler.quotas[number])
@@ -25,10 +27,16 @@ def describe(sampler: Sampler) -> str:
         lines.append(
             f"  {name:<{width}}  {len(index):,} rows, weight {mixture.weights[number]:g}, share {quota / total:.1%}, "
             f"{quota:,} {'batches' if one_source else 'rows'} per epoch ({passes:.2f} passes), "
-            f"{_amount(index.num_positives, sampler.num_positives, 'positive')}, "
-            f"{_amount(index.num_negatives, sampler.num_negatives, 'hard negative')}"
+            f"{_brought(index, sampler)}"
         )
     return "\n".join(lines)
+
+
+def _brought(index: SourceIndex, sampler: Sampler) -> str:
+    return (
+        f"{_amount(index.num_positives, sampler.num_positives, 'positive')}, "
+        f"{_amount(index.num_negatives, sampler.num_negatives, 'hard negative')}"
+    )
 
 
 def _amount(counts: Ints, wanted: int | None, what: str) -> str:

@@ -27,7 +27,7 @@ def probe_texts(probes: Sequence[str], tokenizer: TextTokenizer) -> tuple[list[s
     if limit > _LONGEST:
         return texts, [f"Truncation at {limit} tokens was not part of the check: such a text is slow to embed twice."]
     words = " ".join(texts)
-    per_copy = max(len(tokenizer.hf(words, add_special_tokens=False)["input_ids"]), 1)
+    per_copy = max(len(tokenizer.hf(words, add_special_tokens=False, verbose=False)["input_ids"]), 1)
     return [*texts, " ".join([words] * (limit // per_copy + 2))], []
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from embedtrain.backbones.loading import quiet_transformers
 from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
@@ -113,7 +114,8 @@ def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in model.state_dict().items()
     }
-    model.save_pretrained(folder, state_dict=weights)
+    with quiet_transformers():
+        model.save_pretrained(folder, state_dict=weights)
     path = folder / "config.json"
     config = layout.read_json(path)
     name = str(dtype).removeprefix("torch.")

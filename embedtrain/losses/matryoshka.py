@@ -33,11 +33,14 @@ class Matryoshka(nn.Module):
         self.inner = inner
         self.weights = dict(sorted(zip(dims, weights, strict=True), reverse=True))  # largest first
 
-    def forward(self, batch: EmbeddingBatch) -> LossOutput:
-        size = batch.queries.dim
+    def check_embedding_dim(self, size: int) -> None:
+        """Raises ConfigError where a dim is larger than the embedding: known once the encoder is, before any step."""
         too_large = [dim for dim in self.weights if dim > size]
         if too_large:
             raise ConfigError(f"loss.dims: {too_large} above the embedding size {size}. Use dims <= {size}.")
+
+    def forward(self, batch: EmbeddingBatch) -> LossOutput:
+        self.check_embedding_dim(batch.queries.dim)
         outputs = {dim: self.inner(batch.truncate(dim)) for dim in self.weights}
         loss = torch.stack([weight * outputs[dim].loss for dim, weight in self.weights.items()]).sum()
         each = {f"loss_{dim}": output.loss.detach() for dim, output in outputs.items()}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from embedtrain import distributed
 from embedtrain.errors import ConfigError
+from embedtrain.evaluation.comparison import percent
 
 if TYPE_CHECKING:
     from embedtrain.evaluation.result import EvaluationResult
@@ -73,17 +74,17 @@ class Evaluate:
             weights = load_file(self.best_path)
             for name, parameter in trainer.named:
                 parameter.data.copy_(weights[name])
-            log.info(
-                "the best weights are those of step %d (%s %.4f): restored", self.best_step, self.primary, self.best
-            )
+            log.info("restored the best weights, those of step %d", self.best_step)
 
     def _run(self, trainer: Trainer, step: int) -> None:
         self._last = step
         results = self.evaluate()
         values = {f"eval/{name}/{metric}": value for name, r in results.items() for metric, value in r.metrics.items()}
         trainer.report(step, values)
-        score = primary_score(results, self.primary)
-        if self.best is None or score > self.best:
+        metric, score = primary_score(results, self.primary)
+        better = self.best is None or score > self.best
+        log.info("step %d  %s %s%s", step, metric, percent(score), ", the best so far" if better else "")
+        if better:
             self.best, self.best_step, self.since_best = score, step, 0
             if distributed.is_main():
                 partial = self.best_path.with_suffix(".partial")
@@ -93,9 +94,9 @@ class Evaluate:
             distributed.barrier()
             return
         self.since_best += 1
-        if self.patience is not None and self.since_best >= self.patience:
+        if self.patience is not None and self.since_best >= self.patience and self.best is not None:
             trainer.stop(
-                f"no improvement for {self.since_best} evaluations (best {self.best:.4f} at step {self.best_step})"
+                f"no improvement for {self.since_best} evaluations (best {metric} {percent(self.best)} at step {self.best_step})"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,13 +107,14 @@ class Evaluate:
         self.since_best, self._last = state["since_best"], state["last"]
 
 
-def primary_score(results: Mapping[str, EvaluationResult], primary: str | None) -> float:
-    """The number that decides. Raises ConfigError for one that nobody measures."""
+def primary_score(results: Mapping[str, EvaluationResult], primary: str | None) -> tuple[str, float]:
+    """("name/metric", value) of the number that decides. Raises ConfigError for one that nobody measures."""
     if primary is None:
-        return next(iter(results.values())).score
+        name, result = next(iter(results.items()))
+        return f"{name}/{result.primary}", result.score
     name, _, metric = primary.partition("/")
     if name in results and metric in results[name].metrics:
-        return results[name].metrics[metric]
+        return primary, results[name].metrics[metric]
     known = ", ".join(f"{name}/{metric}" for name, result in results.items() for metric in result.metrics)
     raise ConfigError(f"evaluation.primary: nobody measures {primary!r}. Measured are: {known}.")
 

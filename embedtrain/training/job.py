@@ -18,12 +18,13 @@ from torch import nn
 from embedtrain import distributed
 from embedtrain.assemble import build_encoder, build_evaluators, build_sources
 from embedtrain.config.build import build
+from embedtrain.config.rules import negatives_read
 from embedtrain.data.describe import describe
 from embedtrain.data.loader import StepLoader
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.sampling import Sampler
 from embedtrain.encoder import Encoder
-from embedtrain.errors import DataError
+from embedtrain.errors import DataError, TrainingError
 from embedtrain.evaluation.comparison import comparison_table
 from embedtrain.evaluation.report import write_report
 from embedtrain.evaluation.result import EvaluationResult, read_results, write_results
@@ -57,6 +58,8 @@ def run_training(config: dict[str, Any], run: Run) -> int:
     check_fit(loss, encoder)
     check_exportable(encoder)
     distributed.broadcast_tensors([*encoder.parameters(), *loss.parameters()])
+    if distributed.is_main():
+        log.info("%s", trained_share(encoder, loss))
     loader = build_loader(config, encoder)
     evaluate = partial(evaluate_all, build_evaluators(config), encoder)
 
@@ -84,6 +87,15 @@ def check_fit(loss: nn.Module, encoder: Encoder) -> None:
     check: Callable[[int], None] | None = getattr(loss, "check_embedding_dim", None)
     if check is not None:
         check(encoder.embedding_dim)
+
+
+def trained_share(encoder: Encoder, loss: nn.Module) -> str:
+    """How much of the model is trained: adapters that are not would go unnoticed otherwise."""
+    everything = [*encoder.parameters(), *loss.parameters()]
+    total = sum(p.numel() for p in everything)
+    trained = sum(p.numel() for p in everything if p.requires_grad)
+    share = "all trained" if trained == total else f"{trained:,} trained ({trained / total:.2%})"
+    return f"{total:,} parameters, {share}"
 
 
 def build_loader(config: Mapping[str, Any], encoder: Encoder) -> StepLoader:
@@ -235,14 +247,17 @@ def measured_once(path: Path, evaluate: Callable[[], Results], wanted: bool, *, 
 def say_first_step(step: ContrastiveStep, run: Run, micro_batches: Sequence[TokenBatch]) -> None:
     """The line that tells what a query is contrasted with: in the log, and in negatives.json for card and report."""
     padded = step.chunk_tokens if getattr(step.encoder.backbone, "kernel", "") == "padded" else None
-    facts = batch_facts(micro_batches, padded_chunk_tokens=padded)
-    if not distributed.is_main():
-        return
-    line = facts.line(in_batch=getattr(step.loss, "in_batch", True))
-    log.info("%s", line)
-    (run.dir / "negatives.json").write_text(
-        json.dumps(asdict(facts) | {"line": line}, indent=2) + "\n", encoding="utf-8"
-    )
+    reads = negatives_read(run.config["loss"])
+    facts = batch_facts(micro_batches, in_batch=reads != {"hard_only"}, padded_chunk_tokens=padded)
+    if distributed.is_main():
+        log.info("%s", facts.line())
+        known = asdict(facts) | {"line": facts.line()}
+        (run.dir / "negatives.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    if reads and facts.negatives == 0:
+        raise TrainingError(
+            "every query of the first step has its positive and no negative, so the loss would be 0 and teach nothing. Raise "
+            "training.global_batch_size, or give the rows hard negatives (columns: negatives)."
+        )
 
 
 def finish(

@@ -32,6 +32,7 @@ class BatchFacts:
     tokens: int
     truncated: int
     padding_share: float  # of the tokens that attention reads, padding; 0 on the ragged path
+    in_batch: bool = True  # whether the loss reads in-batch negatives; if not, there are none
 
     @property
     def truncated_share(self) -> float:
@@ -42,10 +43,10 @@ class BatchFacts:
         """All negatives of a query: the width of its softmax without the positive."""
         return self.hard_negatives + self.in_batch_negatives + self.cross_device_negatives
 
-    def line(self, *, in_batch: bool = True) -> str:
+    def line(self) -> str:
         negatives = (
             f"{self.in_batch_negatives:,.1f} in-batch + {self.cross_device_negatives:,.1f} cross-device negatives"
-            if in_batch
+            if self.in_batch
             else "no in-batch negatives (the loss leaves them out)"
         )
         return (
@@ -55,9 +56,12 @@ class BatchFacts:
         )
 
 
-def batch_facts(micro_batches: Sequence[TokenBatch], *, padded_chunk_tokens: int | None = None) -> BatchFacts:
+def batch_facts(
+    micro_batches: Sequence[TokenBatch], *, in_batch: bool = True, padded_chunk_tokens: int | None = None
+) -> BatchFacts:
     """Count what the queries of one step are contrasted with. Every rank calls it; every rank gets the same answer.
 
+    `in_batch`: whether the loss reads negatives of other queries.
     `padded_chunk_tokens`: the budget of a chunk, where the backbone pads inside chunks; None: it does not pad.
     """
     pairs = Counter[str]()
@@ -78,12 +82,13 @@ def batch_facts(micro_batches: Sequence[TokenBatch], *, padded_chunk_tokens: int
         documents=documents,
         positives=pairs["positives"] / queries,
         hard_negatives=pairs["hard"] / queries,
-        in_batch_negatives=pairs["in_batch"] / queries,
-        cross_device_negatives=pairs["cross_device"] / queries,
+        in_batch_negatives=in_batch * pairs["in_batch"] / queries,
+        cross_device_negatives=in_batch * pairs["cross_device"] / queries,
         ignored=pairs["ignored"] / queries,
         tokens=tokens,
         truncated=truncated,
         padding_share=1 - tokens / read,
+        in_batch=in_batch,
     )
 
 

@@ -187,7 +187,7 @@ def test_an_unknown_choice_is_refused_with_what_there_is(option, tmp_path):
 
 
 def test_a_name_that_is_nothing_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"backbone\.name: .*nowhere' is no model folder"):
+    with pytest.raises(ConfigError, match=r"backbone\.name: .*nowhere' is no model folder .*: there is no folder /"):
         TransformerBackbone(name=str(tmp_path / "nowhere"))
 
 

@@ -62,6 +62,14 @@ def test_a_recipe_may_build_on_another(recipe: Path) -> None:
     assert (config["run"]["name"], config["optim"]["learning_rate"]) == ("child", 3e-4)
 
 
+def test_a_recipe_that_builds_on_itself_is_told_how_to_build_on_another(recipe: Path) -> None:
+    """`/recipe:` names the group, which `recipe=child` on the command line overrides: child, child, child ..."""
+    text = "# @package _global_\ndefaults:\n  - /recipe: mine\n  - _self_\n"
+    recipe.with_name("child.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"the recipe builds on itself.*`- finetune`"):
+        compose_config(["recipe=child"], config_dir=recipe.parent.parent)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"there is no folder {tmp_path}/none"):
         compose_config([], config_dir=tmp_path / "none")

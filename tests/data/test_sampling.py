@@ -158,7 +158,7 @@ def test_draws_move_on_with_the_visits():
 def test_the_table_says_what_an_epoch_holds():
     rows = [TrainingExample(query=f"q{n}", positives=("p",), negatives=("n",) * (n % 3)) for n in range(9)]
     text = describe(sampler(Mixture(sources={"a": Rows(rows), "longer": Rows(pairs(3))}), 3, num_negatives=2))
-    assert "2 source(s), one_source: 4 steps per epoch, 3 queries per step" in text
+    assert "2 sources, one_source: 4 steps per epoch, 3 queries per step" in text
     assert "a       9 rows, weight 9, share 75.0%, 3 batches per epoch (1.00 passes), 1 positive, " in text
     assert "2 hard negatives (6 rows have fewer)" in text
 

@@ -44,13 +44,13 @@ def write_pairs(path: Path, count: int = 26, *, negatives: int = 1) -> Path:
     return path
 
 
-def tiny_config(folder: Path, *overrides: str, name: str = "run") -> dict[str, Any]:
-    """A valid config of a run in `folder`: batches of 8 of 26 rows, 2 epochs of 3 steps, dropout as the model has it."""
+def tiny_settings(folder: Path, *overrides: str, name: str = "run") -> list[str]:
+    """What to type for a run in `folder`: batches of 8 of 26 rows, 2 epochs of 3 steps, dropout as the model has it."""
     model = folder / "model"
     if not model.exists():
         Path(tiny_model_dir("bert", folder)).rename(model)
         write_pairs(folder / "pairs.jsonl")
-    settings = [
+    return [
         "data=pairs",
         f"data.path={folder / 'pairs.jsonl'}",
         "data.num_workers=0",
@@ -63,8 +63,13 @@ def tiny_config(folder: Path, *overrides: str, name: str = "run") -> dict[str, A
         "training.chunk_tokens=64",
         "training.log_every=1",
         "optim.learning_rate=1e-3",
+        *overrides,
     ]
-    composed = compose_config([*settings, *overrides])
+
+
+def tiny_config(folder: Path, *overrides: str, name: str = "run") -> dict[str, Any]:
+    """The valid config of `tiny_settings`."""
+    composed = compose_config(tiny_settings(folder, *overrides, name=name))
     validate(composed.config, composed.problems)
     return composed.config
 

@@ -55,7 +55,12 @@ def test_facts_of_a_small_batch_by_hand():
     assert line.startswith(
         "first step: 2 queries, each with 1.0 positives, 1.5 hard negatives, 2.5 in-batch + 0.0 cross-device"
     )
-    assert "leaves them out" in facts.line(in_batch=False)
+
+
+def test_a_loss_that_reads_hard_negatives_only_has_no_others():
+    facts = batch_facts([make_batch(2)], in_batch=False)
+    assert (facts.hard_negatives, facts.negatives) == (1.5, 1.5)
+    assert "1.5 hard negatives, no in-batch negatives (the loss leaves them out)" in facts.line()
 
 
 def test_padding_is_counted_where_the_backbone_pads():

@@ -134,7 +134,7 @@ def test_early_stop_ends_the_run_and_puts_the_best_weights_back(tmp_path):
     run = evaluate._run
     evaluate._run = lambda t, step: (at.update({step: weights(t)}), run(t, step))
     assert trainer.fit() == 4
-    assert trainer.stop_reason == "no improvement for 2 evaluations (best 0.5000 at step 2)"
+    assert trainer.stop_reason == "no improvement for 2 evaluations (best dev/ndcg@10 50.00 at step 2)"
     assert torch.equal(weights(trainer), at[2])
     assert not torch.equal(at[2], at[4])
 
@@ -165,8 +165,8 @@ def test_the_best_survives_a_resume(tmp_path):
 
 
 def test_a_primary_that_nobody_measures_lists_what_is():
-    assert primary_score(result(0.5), None) == 0.5
-    assert primary_score(result(0.5), "dev/mrr@10") == 0.1
+    assert primary_score(result(0.5), None) == ("dev/ndcg@10", 0.5)
+    assert primary_score(result(0.5), "dev/mrr@10") == ("dev/mrr@10", 0.1)
     with pytest.raises(ConfigError, match=r"nobody measures 'dev/ndcg@1'.*dev/ndcg@10, dev/mrr@10"):
         primary_score(result(0.5), "dev/ndcg@1")
 

@@ -47,7 +47,7 @@ class BeirFolder(Source):
 
     @property
     def where(self) -> str:
-        return f"{self.folder}/{self.qrels.path.name}"
+        return str(self.qrels.path)
 
     def _count(self) -> int:
         return len(self._answers)

@@ -15,10 +15,8 @@ from embedtrain.errors import CheckpointError
 from embedtrain.export.load import load_encoder, read_model_folder
 from embedtrain.export.pooling import MODES
 from embedtrain.export.sentence_transformers import export
-from tests.export.test_sentence_transformers import CASES, PROBES, in_process, make_adapters_matter, tiny_encoder
+from tests.export.test_sentence_transformers import CASES, PROBES, make_adapters_matter, tiny_encoder
 from tests.helpers.models import minilm_dir, tiny_model_dir
-
-__all__ = ["in_process"]  # the fixture, shared
 
 TEXTS = ["a cat", "The quick brown fox", "long words " * 300, "Straße 東京", "."]
 

@@ -59,17 +59,6 @@ def test_a_fresh_process_agrees_whatever_the_launcher_told_this_one(tmp_path, mo
     assert report.path == tmp_path / "model"
 
 
-@pytest.fixture
-def in_process(monkeypatch, tmp_path):
-    """The same reload without a new interpreter, which takes seconds: for the many cases."""
-
-    def embed(folder, task, library):
-        return with_sentence_transformers(str(folder), task["texts"], task["prompts"])
-
-    monkeypatch.setattr(verify, "_embed_in_fresh_process", embed)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules_cache"))
-
-
 def latent_attention():
     torch.manual_seed(1)
     return LatentAttentionPooling(hidden_size=32, num_latents=6, num_heads=2, head_dim=8, expansion=2)
@@ -107,6 +96,13 @@ CASES = {
     "max, prompts not pooled": {"pooling": MaxPooling(), "prompts": Prompts(query="find:", pool_prompt=False)},
     "lora": {**DECODER, "attention": "bidirectional", "lora": {"r": 4}},
     "lora on an encoder": {"lora": {"r": 4}},
+    "lora and trained heads": {
+        **DECODER,
+        "attention": "bidirectional",
+        "lora": {"r": 4},
+        "pooling": latent_attention(),
+        "projection_dim": 12,
+    },
     "frozen in bfloat16 under lora": {"lora": {"r": 4}, "dtype": "bfloat16"},
     "projection": {"projection_dim": 12},
     "projection, any length": {"projection_dim": 12, "normalize": False},

@@ -88,7 +88,7 @@ def test_an_unknown_schedule_names_the_key():
 
 
 def test_fp32_weights_move_at_small_learning_rates():
-    """bf16 master weights lose most updates at 1e-5 (pains T30); ours are fp32 and all move."""
+    """bf16 master weights lose most updates at 1e-5; ours are fp32 and all move."""
     torch.manual_seed(0)
     layer = nn.Linear(64, 64)
     before = layer.weight.detach().clone()

@@ -7,7 +7,6 @@ Every loss that has a YAML takes part by having it.
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -247,6 +246,3 @@ def count_collectives() -> int:
     finally:
         distributed._sum_bucket = original
     return calls
-
-
-REPOSITORY = Path(__file__).parents[2]

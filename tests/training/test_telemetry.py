@@ -7,7 +7,7 @@ from embedtrain.losses.formulas import FORMULAS
 from embedtrain.training.telemetry import batch_facts
 from embedtrain.types import EmbeddingBatch, Embeddings
 from tests.helpers.ranks import run_ranks
-from tests.training.test_step import make_batch
+from tests.training.test_step import make_batch, micro_batches
 
 
 def softmax_width(batch: EmbeddingBatch) -> float:
@@ -61,6 +61,12 @@ def test_a_loss_that_reads_hard_negatives_only_has_no_others():
     facts = batch_facts([make_batch(2)], in_batch=False)
     assert (facts.hard_negatives, facts.negatives) == (1.5, 1.5)
     assert "1.5 hard negatives, no in-batch negatives (the loss leaves them out)" in facts.line()
+
+
+def test_accumulation_adds_no_negatives():
+    whole, halves = batch_facts([make_batch(8)]), batch_facts(micro_batches(8, 0, 2))
+    assert whole.queries == halves.queries == 8
+    assert halves.in_batch_negatives < whole.in_batch_negatives / 2
 
 
 def test_padding_is_counted_where_the_backbone_pads():

@@ -128,7 +128,9 @@ def evaluating(trainer, scores, *, patience=None, every=1):
 
 
 def test_early_stop_ends_the_run_and_puts_the_best_weights_back(tmp_path):
-    trainer = tiny_trainer(tiny_config(tmp_path))
+    heads = ("encoder.projection_dim=8", "loss.learn_temperature=true")
+    trainer = tiny_trainer(tiny_config(tmp_path, *heads))
+    assert {name for name, _ in trainer.named} >= {"encoder.projection.weight", "loss.log_scale"}
     at = {}
     evaluate = evaluating(trainer, [0.1, 0.5, 0.4, 0.3, 0.9], patience=2)
     run = evaluate._run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ class Encoder(nn.Module):
     backbone, pooling: see `embedtrain.types.Backbone` and `Pooling`.
     tokenizer: turns texts into the tokens of a role; the same one in training, evaluation and export.
     normalize: puts every embedding on the unit sphere, in fp32.
+    encode_dtype: numbers of the backbone's arithmetic in `encode`; None is full precision. A training run sets its own here.
     projection_dim: a linear layer with bias to this dimension, as `sentence-transformers` exports a Dense; None for none.
     """
 
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
         self.pooling = pooling
         self.tokenizer = tokenizer
         self.normalize = normalize
+        self.encode_dtype: torch.dtype | None = None
         hidden_size: int = backbone.hidden_size  # type: ignore[assignment]
         self.projection = None if projection_dim is None else nn.Linear(hidden_size, projection_dim)
         self.embedding_dim = projection_dim or hidden_size
@@ -79,8 +81,10 @@ class Encoder(nn.Module):
         chunk_tokens: tokens in one forward pass; changes memory, never the result.
         """
         result = torch.empty(len(texts), self.embedding_dim)
+        half = self.encode_dtype
         with (
             evaluating(self),
+            nullcontext() if half is None else torch.autocast(self.device.type, dtype=half),
             tqdm(total=len(texts), desc="encode", unit="text", disable=None if show_progress else True) as progress,
         ):
             for start in range(0, len(texts), _TEXTS_AT_ONCE):

@@ -125,3 +125,13 @@ def test_parameters_are_counted(tmp_path):
     adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert model.num_trainable() == adapters + 4 * 32 + 4
     assert model.num_parameters() == sum(p.numel() for p in model.parameters()) > model.num_trainable()
+
+
+def test_encode_in_half_precision_is_close_and_gives_fp32(tmp_path):
+    model = encoder(tiny_model_dir("bert", tmp_path))
+    full = model.encode(TEXTS)
+    model.encode_dtype = torch.bfloat16
+    half = model.encode(TEXTS)
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    assert torch.cosine_similarity(half, full).min() > 0.99

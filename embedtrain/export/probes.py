@@ -41,7 +41,8 @@ def probe_prompts(prompts: Prompts) -> dict[Role, str | None]:
 
 def expected_embeddings(encoder: Encoder, texts: Sequence[str]) -> dict[Role, Tensor]:
     """Embeddings [N, E] of `texts` in each role, in float32 throughout, both roles cut at the longer maximum length."""
-    view = copy.copy(encoder)  # the same modules; only the tokenizer is exchanged
+    view = copy.copy(encoder)  # the same modules; only tokenizer and precision are exchanged
+    view.encode_dtype = None
     view.tokenizer = _one_length(encoder.tokenizer)
     prompts = encoder.tokenizer.prompts
     with full_precision(encoder):

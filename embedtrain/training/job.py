@@ -54,6 +54,7 @@ def run_training(config: dict[str, Any], run: Run) -> int:
     accelerator = Accelerator(mixed_precision=config["training"]["mixed_precision"])
     torch.manual_seed(config["run"]["seed"])  # of new weights; batches and dropout have seeds of their own
     encoder = build_encoder(config).to(accelerator.device)
+    encoder.encode_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     loss = build(config["loss"]).to(accelerator.device)
     check_fit(loss, encoder)
     check_exportable(encoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -147,3 +148,10 @@ def test_no_file_is_written_or_read_as_a_pickle(path: Path) -> None:
 
 def test_a_loss_takes_embeddings_and_never_a_model() -> None:
     assert not [name for name in _users("transformers", "embedtrain.encoder", "logging") if name.startswith("losses/")]
+
+
+def test_every_test_that_the_table_of_traps_names_exists() -> None:
+    tests = Path(__file__).parent
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (tests / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 40
+    assert [test for file, test in named if f"def {test}(" not in (tests / file).read_text(encoding="utf-8")] == []

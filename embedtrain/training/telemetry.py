@@ -47,7 +47,7 @@ class BatchFacts:
         negatives = (
             f"{self.in_batch_negatives:,.1f} in-batch + {self.cross_device_negatives:,.1f} cross-device negatives"
             if self.in_batch
-            else "no in-batch negatives (the loss leaves them out)"
+            else "no in-batch negatives, which the loss leaves out"
         )
         return (
             f"first step: {self.queries:,} queries, each with {self.positives:,.1f} positives, {self.hard_negatives:,.1f} hard "

@@ -60,7 +60,7 @@ def test_facts_of_a_small_batch_by_hand():
 def test_a_loss_that_reads_hard_negatives_only_has_no_others():
     facts = batch_facts([make_batch(2)], in_batch=False)
     assert (facts.hard_negatives, facts.negatives) == (1.5, 1.5)
-    assert "1.5 hard negatives, no in-batch negatives (the loss leaves them out)" in facts.line()
+    assert "1.5 hard negatives, no in-batch negatives, which the loss leaves out" in facts.line()
 
 
 def test_accumulation_adds_no_negatives():

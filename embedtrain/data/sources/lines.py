@@ -50,10 +50,7 @@ class LinesFile:
         try:
             return line.decode("utf-8-sig" if start == 0 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{self.path}, line {self.number(row)}: byte {error.start} ({line[error.start : error.start + 1]!r}) is "
-                "not UTF-8. Convert the file: iconv -f <its encoding> -t UTF-8."
-            ) from None
+            raise not_utf8(self.path, self.number(row), error) from None
 
     def json(self, row: int) -> dict[str, Any]:
         """The line as a JSON object."""
@@ -106,3 +103,11 @@ def _lines(data: mmap.mmap) -> tuple[Ints, Ints]:
         position += len(line)
         number += 1
     return np.array(starts, dtype=np.int64), np.array(numbers, dtype=np.int64)
+
+
+def not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
+    """What to raise for a line, counted from 1, that was read as UTF-8 and is not."""
+    return DataError(
+        f"{path}, line {line}: byte {error.start} ({error.object[error.start : error.start + 1]!r}) is not UTF-8. "
+        "Convert the file: iconv -f <its encoding> -t UTF-8."
+    )

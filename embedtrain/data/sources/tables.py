@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from embedtrain.data.sources.base import Source
 from embedtrain.data.sources.columns import ColumnNames, Columns
+from embedtrain.data.sources.lines import not_utf8
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.types import TrainingExample
 
@@ -321,10 +322,7 @@ def _decoded(file: Any, path: Path) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: byte {error.start} ({line[error.start : error.start + 1]!r}) is not UTF-8. "
-                "Convert the file: iconv -f <its encoding> -t UTF-8."
-            ) from None
+            raise not_utf8(path, number, error) from None
 
 
 def _existing(path: str) -> Path:

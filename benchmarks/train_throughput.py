@@ -207,7 +207,9 @@ def serve(workload: Workload, arm: Arm) -> None:
 
     for line in sys.stdin:
         if line.strip() == "end":
-            break
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(json.dumps({"peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10)}), flush=True)
+            return
         number = int(line)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE if number >= 0 else 0.0
@@ -217,8 +219,6 @@ def serve(workload: Workload, arm: Arm) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         print(json.dumps({"cpu_seconds": time.process_time() - start, "loss": loss}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak_mib": peak / (2**20 if sys.platform == "darwin" else 2**10)}), flush=True)
 
 
 def batches(workload: Workload) -> dict[int, list[Any]]:
@@ -334,7 +334,8 @@ def faster(arm: dict[str, Any], other: dict[str, Any]) -> str:
     if arm is other:
         return "1"
     ratios = sorted(b / a for a, b in zip(arm["cpu_seconds"], other["cpu_seconds"], strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if len(ratios) > 1 else ", one step"
+    return f"{statistics.median(ratios):.2f}{spread}"
 
 
 def write(result: dict[str, Any]) -> None:

@@ -75,21 +75,6 @@ def test_with_hard_negatives_alone_accumulation_is_one_big_batch():
     assert cosine > 0.9999
 
 
-def seen_by_rank(dropout: float) -> torch.Tensor:
-    """The embeddings of the same texts on this rank."""
-    seen = []
-    encoder = BagEncoder(dropout).train()
-    encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.values.detach()))
-    ContrastiveStep(encoder=encoder, loss=NaiveInfoNCE(), chunk_tokens=10_000, seed=3)([make_batch(4)], 0)
-    return seen[0]
-
-
-def test_ranks_draw_other_dropout():
-    assert torch.equal(*run_ranks(seen_by_rank, 2, 0.0))
-    first, second = run_ranks(seen_by_rank, 2, 0.3)
-    assert not torch.isclose(first, second).all(dim=1).any()
-
-
 @pytest.mark.parametrize("kernel", ["ragged", "padded"])
 def test_a_cached_step_leaves_the_tokens_as_they_were(folder, kernel):
     batch = batch_of(0, 8)

@@ -171,6 +171,21 @@ def test_dropout_differs_between_steps_ranks_chunks_and_micro_batches():
     assert len(seeds) == 9 * 3 * 4 * 9
 
 
+def seen_by_rank(dropout: float) -> torch.Tensor:
+    """The embeddings of the same texts on this rank."""
+    seen = []
+    encoder = BagEncoder(dropout).train()
+    encoder.register_forward_hook(lambda module, inputs, output: seen.append(output.values.detach()))
+    ContrastiveStep(encoder=encoder, loss=NaiveInfoNCE(), chunk_tokens=10_000, seed=3)([make_batch(4)], 0)
+    return seen[0]
+
+
+def test_ranks_draw_other_dropout():
+    assert torch.equal(*run_ranks(seen_by_rank, 2, 0.0))
+    first, second = run_ranks(seen_by_rank, 2, 0.3)
+    assert not torch.isclose(first, second).all(dim=1).any()
+
+
 def test_accumulation_is_the_mean_of_the_micro_batches():
     """Accumulated micro-batches keep their own negatives: the gradient is the mean of their gradients, not a bigger batch."""
     loss, found = run_step(0.0, 100, 2, [8])

@@ -6,7 +6,8 @@
     def test_ranks_add_up():
         assert run_ranks(means, 2, torch.tensor([1.0, 2.0])) == [3.0, 3.0]
 
-Children come from a fork server that has imported torch once, so a group of ranks starts in well under a second.
+Children come from a fork server that has imported torch, transformers and the trainer once, so a group of ranks starts in well
+under a second.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed"])
+CONTEXT.set_forkserver_preload(["torch.distributed", "tests.helpers.runs"])
 
 
 class RankFailedError(AssertionError):

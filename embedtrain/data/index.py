@@ -28,8 +28,6 @@ class SourceIndex:
     negative_ids: Ints
     negative_offsets: Ints  # [R + 1]
     fingerprint: str
-    num_scored: int  # rows with a teacher's scores
-    num_instructed: int  # rows with an instruction
 
     @classmethod
     def build(cls, examples: Iterable[TrainingExample]) -> SourceIndex:
@@ -40,7 +38,6 @@ class SourceIndex:
         negatives: list[int] = []
         num_positives: list[int] = []
         num_negatives: list[int] = []
-        scored = instructed = 0
         for example in examples:
             check(example)
             queries.append(text_id(example.query))
@@ -49,10 +46,8 @@ class SourceIndex:
             num_positives.append(len(example.positives))
             num_negatives.append(len(example.negatives))
             if example.scores is not None:
-                scored += 1
                 digest.update(repr((len(queries), example.scores)).encode())
             if example.instruction is not None:
-                instructed += 1
                 digest.update(repr((len(queries), example.instruction)).encode())
         arrays = {
             "query_ids": np.array(queries, dtype=np.int64),
@@ -63,7 +58,7 @@ class SourceIndex:
         }
         for array in arrays.values():
             digest.update(array.tobytes())
-        return cls(fingerprint=digest.hexdigest(), num_scored=scored, num_instructed=instructed, **arrays)
+        return cls(fingerprint=digest.hexdigest(), **arrays)
 
     def __len__(self) -> int:
         return self.query_ids.size

@@ -99,11 +99,6 @@ class StandardLibraryPairs(Source):
         return self.inner[row]
 
 
-def held_out_folder(*, folder: str | None = None) -> str:
-    """The BEIR folder of the modules that training does not see, made at first use: splits dev and test."""
-    return str(prepare(folder) / "heldout")
-
-
 def prepare(folder: str | None = None) -> Path:
     """The folder of the pairs; made if it is not there. Safe when many processes ask at once: it appears whole or not."""
     target = Path(folder).expanduser() if folder is not None else _cache() / _key()

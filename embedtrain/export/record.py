@@ -72,6 +72,7 @@ def with_facts_of(encoder: Encoder, record: RunRecord, *, similarity: str | None
     known = RunRecord(
         base_model=encoder.backbone.name,  # type: ignore[arg-type]
         architecture=type(model).__name__,
+        attention=encoder.backbone.direction,  # type: ignore[arg-type]
         pooling=type(encoder.pooling).__name__.removesuffix("Pooling"),
         pool_prompt=tokenizer.prompts.pool_prompt if any(tokenizer.prompts.templates.values()) else None,
         normalize=encoder.normalize,
@@ -79,6 +80,7 @@ def with_facts_of(encoder: Encoder, record: RunRecord, *, similarity: str | None
         max_query_length=tokenizer.max_length["query"],
         max_document_length=tokenizer.max_length["document"],
         num_parameters=encoder.num_parameters(),
+        num_trainable=encoder.num_trainable(),
         similarity=similarity,
         prompts=tokenizer.prompts.exported(),
     )

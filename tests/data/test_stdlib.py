@@ -8,7 +8,7 @@ import pytest
 
 from embedtrain.data import stdlib
 from embedtrain.data.sources import BeirFolder
-from embedtrain.data.stdlib import StandardLibraryPairs, held_out_folder, prepare, read_pairs
+from embedtrain.data.stdlib import StandardLibraryPairs, prepare, read_pairs
 from embedtrain.errors import DataError
 
 MODULE = '''\
@@ -104,7 +104,7 @@ def test_documents_hold_no_docstring_and_are_code(made):
 
 
 def test_the_held_out_folder_is_a_beir_folder(made):
-    dev = BeirFolder(path=held_out_folder(folder=str(made)), split="dev")
+    dev = BeirFolder(path=str(made / "heldout"), split="dev")
     assert len(dev.index) == json.loads((made / "manifest.json").read_text())["pairs"]["dev"]
 
 

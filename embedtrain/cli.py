@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("embedtrain")
 
-TERMINATED = 143  # as a shell reports a process that SIGTERM ended: 128 + 15
-
 USAGE = """\
 usage: embedtrain <command> [recipe=<name>] [key=value ...] [--config-dir DIR] [--from-run DIR]
 
@@ -147,8 +145,8 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
-    """The exit code: 2 for a config that cannot run, 1 for what failed on the way, 143 for a run that was told to stop and saved,
-    130 after Ctrl-C outside of training."""
+    """The exit code: 2 for a config that cannot run, 1 for what failed on the way, 143 after SIGTERM and 130 after Ctrl-C
+    (training has then saved)."""
     try:
         if command not in COMMANDS:
             raise ConfigError(_no_such_command(command))
@@ -225,7 +223,7 @@ def _train(arguments: Arguments) -> int:
         code = run_training(run.config, run)
     except Terminated as stop:
         log.info("%s", stop)
-        return TERMINATED
+        return stop.exit_code
     if code == 0 and distributed.is_main():
         run.finish()
     distributed.shutdown()

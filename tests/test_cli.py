@@ -141,7 +141,7 @@ class TestTrain:
         from embedtrain.training.trainer import Terminated
 
         def stop(run: Run) -> int:
-            raise Terminated("stopped after 3 of 9 steps")
+            raise Terminated("stopped after 3 of 9 steps", 15)
 
         job(stop)
         assert cli.train(good) == 143

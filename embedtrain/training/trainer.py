@@ -33,6 +33,10 @@ log = logging.getLogger("embedtrain")
 class Terminated(Exception):
     """SIGTERM or SIGINT came; a checkpoint was written and the same command goes on from it."""
 
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as a shell reports a process that a signal ended
+
 
 @dataclass
 class Trainer:
@@ -211,5 +215,6 @@ class Trainer:
         if distributed.any_rank(self._signal is not None):
             self.save(done)
             raise Terminated(
-                f"stopped after {done} of {self.total_steps} steps and saved in {self.checkpoints}; the same command goes on."
+                f"stopped after {done} of {self.total_steps} steps and saved in {self.checkpoints}; the same command goes on.",
+                self._signal or signal.SIGTERM,  # another rank's, where this one heard nothing
             )

@@ -90,23 +90,26 @@ def tiny_trainer_after_failure(trainer, folder):
     return tiny_trainer(tiny_config(folder, "training.save_every=1"))
 
 
-def test_sigterm_saves_after_the_step_at_hand_and_says_where(tmp_path):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_the_step_at_hand_and_says_where(tmp_path, number, exit_code):
     trainer = tiny_trainer(tiny_config(tmp_path))
 
     class Preempt:
         def on_step(self, trainer, step):
             if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
         def on_end(self, trainer, step): ...
         def state_dict(self):
             return {}
 
     trainer.callbacks["preempt"] = Preempt()
-    with pytest.raises(Terminated, match="stopped after 2 of 6 steps and saved in"):
+    before = signal.getsignal(number)
+    with pytest.raises(Terminated, match="stopped after 2 of 6 steps and saved in") as stopped:
         trainer.fit()
+    assert stopped.value.exit_code == exit_code
     assert find_checkpoint(trainer.checkpoints).step == 2
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
 
 
 def result(score):

@@ -16,7 +16,7 @@ held once, as ids, in a `Relation`; a loss asks it and never guesses from positi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,7 +24,12 @@ import torch
 import xxhash
 from torch import Tensor
 
+from embedtrain.errors import ConfigError
+
 Role = Literal["query", "document"]
+
+NO_OWNER = -1
+NO_LABEL = -1
 
 
 def text_id(text: str) -> int:
@@ -44,6 +49,7 @@ class TrainingExample:
     negatives: tuple[str, ...] = ()  # hard negatives: mined or supplied for this query
     scores: tuple[float, ...] | None = None  # a teacher's, aligned with positives + negatives
     instruction: str | None = None  # the task, where the row brings its own
+    label: str | None = None  # class of the query and its positives, where the data has classes
     source: str = ""  # name of the source in the mixture
     row: str = ""  # where it came from, for messages: "pairs.jsonl:17"
 
@@ -132,11 +138,13 @@ class Relation:
 
     query_ids: Tensor  # [Q] int64
     document_ids: Tensor  # [D] int64
-    owner: Tensor  # [D] int64, row of the query that brought the document
+    owner: Tensor  # [D] int64, row of the query that brought the document; NO_OWNER: none did (a memory of past ones)
     is_positive: Tensor  # [D] bool
     known_ids: Tensor  # [P'] int64, ids of known positives, query by query
     known_offsets: Tensor  # [Q + 1] int64
-    scores: Tensor | None = None  # [D] fp32, a teacher's score of (owner[d], d)
+    scores: Tensor | None = None  # [D] fp32, a teacher's or an annotator's score of (owner[d], d)
+    labels: Tensor | None = None  # [Q] int64, class of the query and of its positives (`text_id`); NO_LABEL: none
+    sources: Tensor | None = None  # [Q] int64, `text_id` of the source of each query
 
     @property
     def num_queries(self) -> int:
@@ -153,6 +161,14 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherInput:
+    """What a teacher needs to embed one micro-batch: tokens of its own, or vectors that a store already holds."""
+
+    queries: RaggedTokens | Tensor  # of this rank; Tensor: [Q, E'] fp32
+    documents: RaggedTokens | Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class TokenBatch:
     """collate -> step: what one rank encodes for one (micro-)batch."""
 
@@ -165,41 +181,118 @@ class TokenBatch:
     num_truncated: int = 0  # texts cut at the maximum length
     rows: tuple[str, ...] = ()  # where each query came from
     sources: tuple[str, ...] = ()  # source of each query
+    teachers: Mapping[str, TeacherInput] = field(default_factory=dict)  # by the teacher's name in the config
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One dense vector per text. Truncation normalises again, as a user of the short vector would."""
+    """N texts as one vector each, [N, E]; or, where `offsets` are given, as one vector per token, [S, E].
 
-    values: Tensor  # [N, E]
-    normalized: bool = True
+    `views` are the same texts embedded in further ways, by name: `layer_3`, `sparse`, `multi_vector`. Whatever happens
+    to embeddings on their way (chunks, gather, selection) happens to their views as well.
+    """
+
+    values: Tensor  # [N, E]; multi-vector: [S, E]
+    normalized: bool = True  # each vector has length 1
+    offsets: Tensor | None = None  # [N + 1] int64, CPU: text n owns values[offsets[n]:offsets[n + 1]]; may be empty
+    views: Mapping[str, Embeddings] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.values.shape[0]
+        return self.values.shape[0] if self.offsets is None else self.offsets.numel() - 1
 
     @property
     def dim(self) -> int:
         return self.values.shape[-1]
 
     def truncate(self, dim: int) -> Embeddings:
-        """The first `dim` of each vector (Matryoshka), back on the unit sphere where the full vector was."""
+        """The first `dim` of each vector (Matryoshka), back on the unit sphere where the full one was. Views stay."""
         if dim == self.dim:
             return self
         values = self.values[..., :dim]
-        return Embeddings(torch.nn.functional.normalize(values, dim=-1) if self.normalized else values, self.normalized)
+        return replace(self, values=torch.nn.functional.normalize(values, dim=-1) if self.normalized else values)
+
+    def view(self, name: str) -> Embeddings:
+        """The same texts embedded in the way called `name`. Raises ConfigError where the encoder makes no such view."""
+        if name not in self.views:
+            raise ConfigError(
+                f"the loss reads the view {name!r} of an embedding, but the encoder makes "
+                f"{', '.join(map(repr, self.views)) or 'none'}. Add it under encoder.views."
+            )
+        return self.views[name]
+
+    def select(self, index: Tensor) -> Embeddings:
+        """The texts at `index` [M], CPU, in that order, with gradient."""
+        rows, offsets = index, None
+        if self.offsets is not None:
+            lengths = self.offsets.diff()[index]
+            offsets = torch.zeros(index.numel() + 1, dtype=torch.int64)
+            torch.cumsum(lengths, 0, out=offsets[1:])
+            rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[index] - offsets[:-1], lengths)
+        values = self.values.index_select(0, rows.to(self.values.device, non_blocking=True))
+        return Embeddings(values, self.normalized, offsets, {k: v.select(index) for k, v in self.views.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Embeddings]) -> Embeddings:
+        """All texts of `parts`, which have the same views, one after the other."""
+        first = parts[0]
+        offsets = None
+        if first.offsets is not None:
+            lengths = torch.cat([part.offsets.diff() for part in parts if part.offsets is not None])
+            offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        views = {name: Embeddings.cat([part.views[name] for part in parts]) for name in first.views}
+        return Embeddings(torch.cat([part.values for part in parts]), first.normalized, offsets, views)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Embeddings:
+        """`change` applied to the values, and to those of every view."""
+        return replace(
+            self, values=change(self.values), views={name: view.map(change) for name, view in self.views.items()}
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """The values, and those of every view, in one fixed order."""
+        return [self.values, *(tensor for name in sorted(self.views) for tensor in self.views[name].tensors())]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingBatch:
-    """step -> loss. Rows are this rank's queries; columns are everything that all ranks brought, rank by rank."""
+    """step -> loss. Rows are this rank's queries; columns are everything that all ranks brought, rank by rank.
+
+    `teachers`: by name, a batch with the same texts, relation and rows, as that teacher embeds them; without gradient.
+    """
 
     queries: Embeddings  # [Q, E], all ranks
     documents: Embeddings  # [D, E], all ranks
     relation: Relation  # of all of them
     rows: slice = field(default_factory=lambda: slice(None))  # this rank's queries among `queries`
+    teachers: Mapping[str, EmbeddingBatch] = field(default_factory=dict)
+    step: int = 0  # updates made before this one, for schedules
+    seed: int = 0  # of this micro-batch, the same on every rank, for losses that draw
+
+    @property
+    def num_rows(self) -> int:
+        """Queries of this rank."""
+        start, stop, _ = self.rows.indices(len(self.queries))
+        return stop - start
 
     def truncate(self, dim: int) -> EmbeddingBatch:
         return replace(self, queries=self.queries.truncate(dim), documents=self.documents.truncate(dim))
+
+    def view(self, name: str) -> EmbeddingBatch:
+        """The batch as embedded in the way called `name`."""
+        return replace(self, queries=self.queries.view(name), documents=self.documents.view(name))
+
+    def teacher(self, name: str) -> EmbeddingBatch:
+        """The batch as the teacher called `name` embeds it. Raises ConfigError where the run has no such teacher."""
+        if name not in self.teachers:
+            raise ConfigError(
+                f"the loss reads the teacher {name!r}, but the run has {', '.join(map(repr, self.teachers)) or 'none'}. "
+                "Add it under teachers."
+            )
+        return self.teachers[name]
+
+    def generator(self) -> torch.Generator:
+        """A random generator on the CPU that every rank, and every repetition of this step, starts alike."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +318,9 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Pooling(Protocol):
-    """Hidden states [S, H] of N texts -> one vector each, [N, H']."""
+    """Hidden states [S, H] of N texts -> one vector each, [N, H'], or `Embeddings` where that is not what it makes."""
 
-    def __call__(self, hidden: Tensor, tokens: RaggedTokens) -> Tensor: ...
+    def __call__(self, hidden: Tensor, tokens: RaggedTokens) -> Tensor | Embeddings: ...
 
 
 @runtime_checkable
@@ -235,3 +328,57 @@ class Loss(Protocol):
     """Embeddings and their relation -> a scalar. Knows no model, no ranks and no log."""
 
     def __call__(self, batch: EmbeddingBatch) -> LossOutput: ...
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Another model's embeddings of the same texts, in two halves: one by one in the loader, together in the step."""
+
+    dim: int
+
+    def prepare(self, examples: Sequence[TrainingExample]) -> TeacherInput:
+        """What `embed` needs of these rows; runs in worker processes. Documents query by query, positives first."""
+        ...
+
+    def embed(self, inputs: TeacherInput) -> tuple[Tensor, Tensor]:
+        """Queries [Q, E'] and documents [D, E'], unit length, fp32, without gradient."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a loss reads besides dense embeddings and the relation. A loss says so in an attribute `needs`."""
+
+    layers: tuple[int, ...] = ()  # the encoder makes the views layer_<n>; the last layer is the embedding itself
+    views: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    scores: bool = False  # every row brings scores
+    labels: bool = False  # every row brings a label
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            layers=tuple(sorted({*self.layers, *other.layers})),
+            views=tuple(sorted({*self.views, *other.views})),
+            teachers=tuple(sorted({*self.teachers, *other.teachers})),
+            scores=self.scores or other.scores,
+            labels=self.labels or other.labels,
+        )
+
+
+def needs_of(loss: object) -> Needs:
+    """What a loss and all losses inside it read."""
+    total = Needs()
+    for module in loss.modules() if isinstance(loss, torch.nn.Module) else [loss]:
+        total |= getattr(module, "needs", Needs())
+    return total
+
+
+@runtime_checkable
+class TokenObjective(Protocol):
+    """Texts -> a scalar, for objectives that need token states and no contrast (masked tokens, reconstruction).
+
+    Called on chunks of a batch: the loss of a batch is the sum of the losses of its chunks. `num_targets(batch)` is what
+    the sum is divided by, summed over ranks before the division, so that chunks and ranks change nothing.
+    """
+
+    def __call__(self, encoder: Any, batch: TokenBatch) -> LossOutput: ...

@@ -8,6 +8,7 @@ attention.py          the attention that transformers calls for us, and which ke
 grouped_attention.py  the kernel on a CPU                padded_attention.py  the fallback on accelerators
 padded.py             the adapter for models that have no ragged path
 parity.py             proves ragged == padded            direction.py  proves causal or bidirectional
+lm_head.py            logits over the vocabulary, for token objectives and sparse embeddings
 lora.py               adapters, and the merged model for export
 random_bits.py        dropout masks at a third of the price
 """

@@ -75,11 +75,12 @@ class TransformerBackbone(nn.Module):
                 "small updates are lost in it. Use float32 here and training.mixed_precision=bf16."
             )
         self.name = name = locate(name)
-        self._hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config = load_config(name, self._hub)
+        self.weights: Weights = weights
+        self.hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = load_config(name, self.hub)
         if dropout is not None:
             set_dropout(config, dropout)
-        self.hf_model = load_model(name, config, weights, getattr(torch, dtype), self._hub)
+        self.hf_model = load_model(name, config, weights, getattr(torch, dtype), self.hub)
         self.hidden_size: int = self.config.hidden_size
         self._turn(attention)
         self._expected = attention
@@ -119,7 +120,7 @@ class TransformerBackbone(nn.Module):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that came with the model."""
-        return AutoTokenizer.from_pretrained(self.name, **self._hub)
+        return AutoTokenizer.from_pretrained(self.name, **self.hub)
 
     def merged_model(self) -> PreTrainedModel:
         """A plain transformers model with the adapters, if any, added to the weights; for export. Nothing here changes."""

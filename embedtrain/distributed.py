@@ -13,6 +13,7 @@ repeated forwards and checkpointing. Sharded parameters (FSDP2, ZeRO) get their 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embedtrain.types import Embeddings, Relation
+from embedtrain.types import NO_LABEL, NO_SOURCE, Embeddings, Relation
 
 T = TypeVar("T")
 
@@ -173,22 +174,47 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_embeddings(embeddings: Embeddings, counts: Sequence[int]) -> Embeddings:
-    return Embeddings(gather_rows(embeddings.values, counts), embeddings.normalized)
+    """Texts of all ranks, rank by rank, with gradient; views and token vectors with them. `counts`: texts of each rank."""
+    if not is_distributed():
+        return embeddings
+    offsets, rows = None, list(counts)
+    if embeddings.offsets is not None:
+        lengths = gather_plain(embeddings.offsets.diff(), counts)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        rows = [int(part.sum()) for part in lengths.split(list(counts))]
+    return Embeddings(
+        gather_rows(embeddings.values, rows),
+        embeddings.normalized,
+        offsets,
+        # In one order: a collective of one rank must meet the same collective of the others.
+        {name: gather_embeddings(embeddings.views[name], counts) for name in sorted(embeddings.views)},
+    )
 
 
 def gather_relation(relation: Relation) -> tuple[Relation, list[int], list[int]]:
     """The relation of all ranks' queries and documents, and how many of each every rank brought.
 
-    Rank r's `owner` points into its own queries; after the gather it points into everyone's.
+    Rank r's `owner` points into its own queries; after the gather it points into everyone's. Scores and labels
+    that only some ranks have are filled up with NaN and NO_LABEL.
     """
     if not is_distributed():
         return relation, [relation.num_queries], [relation.num_documents]
-    own = (relation.num_queries, relation.num_documents, relation.known_ids.numel(), relation.scores is not None)
-    sizes = gather_plain(torch.tensor([own]), [1] * dist.get_world_size())  # [W, 4]
-    queries, documents, known, scored = sizes.T.tolist()
+    optional = (relation.scores, relation.labels, relation.sources)
+    own = (relation.num_queries, relation.num_documents, relation.known_ids.numel(), *(x is not None for x in optional))
+    sizes = gather_plain(torch.tensor([own]), [1] * dist.get_world_size())  # [W, 6]
+    queries, documents, known, scored, labelled, sourced = sizes.T.tolist()
     first_query = sum(queries[: rank()])
     first_known = sum(known[: rank()])
     offsets = gather_plain(relation.known_offsets[:-1] + first_known, queries)
+
+    def some(
+        values: Tensor | None, like: Tensor, filler: float, counts: list[int], present: list[int]
+    ) -> Tensor | None:
+        if not any(present):
+            return None
+        return gather_plain(torch.full_like(like, filler) if values is None else values, counts)
+
+    scores_like = relation.document_ids.float()
     return (
         Relation(
             query_ids=gather_plain(relation.query_ids, queries),
@@ -197,7 +223,9 @@ def gather_relation(relation: Relation) -> tuple[Relation, list[int], list[int]]
             is_positive=gather_plain(relation.is_positive, documents),
             known_ids=gather_plain(relation.known_ids, known),
             known_offsets=torch.cat([offsets, offsets.new_tensor([sum(known)])]),
-            scores=gather_plain(relation.scores, documents) if all(scored) and relation.scores is not None else None,
+            scores=some(relation.scores, scores_like, math.nan, documents, scored),
+            labels=some(relation.labels, relation.query_ids, NO_LABEL, queries, labelled),
+            sources=some(relation.sources, relation.query_ids, NO_SOURCE, queries, sourced),
         ),
         queries,
         documents,

@@ -26,6 +26,7 @@ from torch import nn
 from embedtrain.config.build import build
 from embedtrain.config.rules import uses_in_batch_negatives
 from embedtrain.errors import EmbedtrainError
+from embedtrain.losses import prepare
 
 _ROWS_LOOKED_AT = 100
 
@@ -169,9 +170,7 @@ def count_parameters(config: Mapping[str, Any]) -> Parameters:
         size, dim = backbone.hidden_size, config["encoder"]["projection_dim"]
         if dim is not None:
             parts.append(nn.Linear(size, dim))
-    check = getattr(parts[2], "check_embedding_dim", None)
-    if check is not None:
-        check(dim or size)
+        prepare(parts[2], embedding_dim=dim or size, teachers={})
     known = list(parts.parameters())
     shape = backbone.config
     return Parameters(

@@ -30,6 +30,7 @@ Role = Literal["query", "document"]
 
 NO_OWNER = -1
 NO_LABEL = -1
+NO_SOURCE = -1
 
 
 def text_id(text: str) -> int:
@@ -65,9 +66,12 @@ class RaggedTokens:
     ids: Tensor  # [S] int64
     offsets: Tensor  # [N + 1] int64, CPU
     spans: Tensor  # [N, 2] int64, CPU
+    is_query: Tensor | None = None  # [N] bool, CPU, for heads that treat roles differently; None: not known
 
     @classmethod
-    def from_lists(cls, texts: Sequence[Sequence[int]], skip: Sequence[int] | None = None) -> RaggedTokens:
+    def from_lists(
+        cls, texts: Sequence[Sequence[int]], skip: Sequence[int] | None = None, role: Role | None = None
+    ) -> RaggedTokens:
         """`texts`: token ids of each text. `skip`: leading tokens of each that pooling leaves out (default none)."""
         lengths = torch.tensor([len(t) for t in texts], dtype=torch.int64)
         offsets = torch.zeros(len(texts) + 1, dtype=torch.int64)
@@ -76,7 +80,7 @@ class RaggedTokens:
         spans = torch.stack([offsets[:-1], offsets[1:]], dim=1)
         if skip is not None:
             spans[:, 0] += torch.tensor(list(skip), dtype=torch.int64)
-        return cls(ids, offsets, spans)
+        return cls(ids, offsets, spans, None if role is None else torch.full((len(texts),), role == "query"))
 
     def __len__(self) -> int:
         return self.offsets.numel() - 1
@@ -101,7 +105,8 @@ class RaggedTokens:
         torch.cumsum(lengths, 0, out=offsets[1:])
         shift = self.offsets[index] - offsets[:-1]  # old flat position = new flat position + shift
         flat = torch.arange(int(offsets[-1])) + torch.repeat_interleave(shift, lengths)
-        return RaggedTokens(self.ids[flat.to(self.ids.device)], offsets, self.spans[index] - shift[:, None])
+        is_query = None if self.is_query is None else self.is_query[index]
+        return RaggedTokens(self.ids[flat.to(self.ids.device)], offsets, self.spans[index] - shift[:, None], is_query)
 
     @staticmethod
     def cat(parts: Sequence[RaggedTokens]) -> RaggedTokens:
@@ -115,6 +120,7 @@ class RaggedTokens:
                 [torch.zeros(1, dtype=torch.int64)] + [p.offsets[1:] + s for p, s in zip(parts, starts, strict=False)]
             ),
             torch.cat([p.spans + s for p, s in zip(parts, starts, strict=False)]),
+            None if any(p.is_query is None for p in parts) else torch.cat([p.is_query for p in parts]),  # type: ignore[misc]
         )
 
 
@@ -142,7 +148,7 @@ class Relation:
     is_positive: Tensor  # [D] bool
     known_ids: Tensor  # [P'] int64, ids of known positives, query by query
     known_offsets: Tensor  # [Q + 1] int64
-    scores: Tensor | None = None  # [D] fp32, a teacher's or an annotator's score of (owner[d], d)
+    scores: Tensor | None = None  # [D] fp32, a teacher's or an annotator's score of (owner[d], d); NaN: none
     labels: Tensor | None = None  # [Q] int64, class of the query and of its positives (`text_id`); NO_LABEL: none
     sources: Tensor | None = None  # [Q] int64, `text_id` of the source of each query
 
@@ -153,6 +159,31 @@ class Relation:
     @property
     def num_documents(self) -> int:
         return self.document_ids.numel()
+
+    def select(self, queries: Tensor) -> Relation:
+        """The relation of `queries` [M], ascending, and of what they brought, as one of its own. See `brought_by`."""
+        documents = self.brought_by(queries)
+        counts = self.known_offsets.diff()[queries]
+        known = torch.arange(int(counts.sum()), device=counts.device) + torch.repeat_interleave(
+            self.known_offsets[queries] - (counts.cumsum(0) - counts), counts
+        )
+        place = torch.full_like(self.query_ids, NO_OWNER)
+        place[queries] = torch.arange(queries.numel(), device=place.device)
+        return Relation(
+            query_ids=self.query_ids[queries],
+            document_ids=self.document_ids[documents],
+            owner=place[self.owner[documents]],
+            is_positive=self.is_positive[documents],
+            known_ids=self.known_ids[known],
+            known_offsets=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            scores=None if self.scores is None else self.scores[documents],
+            labels=None if self.labels is None else self.labels[queries],
+            sources=None if self.sources is None else self.sources[queries],
+        )
+
+    def brought_by(self, queries: Tensor) -> Tensor:
+        """The documents that `queries` [M] brought, ascending."""
+        return torch.nonzero(torch.isin(self.owner, queries)).flatten()
 
     def to(self, device: torch.device | str) -> Relation:
         later = torch.device(device).type != "cpu"  # a copy to the CPU that does not wait may be read too early
@@ -208,6 +239,8 @@ class Embeddings:
         """The first `dim` of each vector (Matryoshka), back on the unit sphere where the full one was. Views stay."""
         if dim == self.dim:
             return self
+        if dim > self.dim:
+            raise ConfigError(f"cannot truncate embeddings of {self.dim} dimensions to {dim}. Use dims <= {self.dim}.")
         values = self.values[..., :dim]
         return replace(self, values=torch.nn.functional.normalize(values, dim=-1) if self.normalized else values)
 
@@ -280,6 +313,19 @@ class EmbeddingBatch:
     def view(self, name: str) -> EmbeddingBatch:
         """The batch as embedded in the way called `name`."""
         return replace(self, queries=self.queries.view(name), documents=self.documents.view(name))
+
+    def select(self, queries: Tensor) -> EmbeddingBatch:
+        """The batch of `queries` [M], ascending, and of the documents that they brought, on every rank alike."""
+        start, stop, _ = self.rows.indices(len(self.queries))
+        before = queries.cpu() < torch.tensor([[start], [stop]])
+        return replace(
+            self,
+            queries=self.queries.select(queries.cpu()),
+            documents=self.documents.select(self.relation.brought_by(queries).cpu()),
+            relation=self.relation.select(queries),
+            rows=slice(*before.sum(1).tolist()),
+            teachers={name: teacher.select(queries) for name, teacher in self.teachers.items()},
+        )
 
     def teacher(self, name: str) -> EmbeddingBatch:
         """The batch as the teacher called `name` embeds it. Raises ConfigError where the run has no such teacher."""

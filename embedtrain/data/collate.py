@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.data.tokenizer import TextTokenizer
-from embedtrain.types import Relation, TokenBatch, TrainingExample, text_id
+from embedtrain.types import NO_LABEL, Relation, TokenBatch, TrainingExample, text_id
 
 
 def take(example: TrainingExample, positives: Sequence[int], negatives: Sequence[int]) -> TrainingExample:
@@ -37,7 +38,7 @@ def collate(
     """The token batch of these queries and all documents that they bring: positives first, query by query.
 
     `known` are, for each query, ids of all documents known to answer it, drawn or not (default: the positives that it
-    brings). Scores are kept where every example has them. `share` is this batch's part of its step (`TokenBatch`).
+    brings). Scores are NaN for examples without, labels NO_LABEL. `share` is this batch's part of its step (`TokenBatch`).
     """
     documents = [(number, text) for number, e in enumerate(examples) for text in (*e.positives, *e.negatives)]
     if known is None:
@@ -54,7 +55,8 @@ def collate(
         source=[examples[number].source for number, _ in documents],
         instructions=[examples[number].instruction for number, _ in documents],
     )
-    scored = all(example.scores is not None for example in examples)
+    scored = any(example.scores is not None for example in examples)
+    labelled = any(example.label is not None for example in examples)
     relation = Relation(
         query_ids=_ints(text_id(e.query) for e in examples),
         document_ids=_ints(text_id(text) for _, text in documents),
@@ -65,7 +67,9 @@ def collate(
         ),
         known_ids=_ints(i for ids in known for i in ids),
         known_offsets=_ints(accumulate((len(ids) for ids in known), initial=0)),
-        scores=torch.tensor([s for e in examples for s in e.scores or ()], dtype=torch.float32) if scored else None,
+        scores=torch.tensor([s for e in examples for s in _scores(e)], dtype=torch.float32) if scored else None,
+        labels=_ints(NO_LABEL if e.label is None else text_id(e.label) for e in examples) if labelled else None,
+        sources=_ints(text_id(e.source) for e in examples),
     )
     return TokenBatch(
         queries=queries,
@@ -76,6 +80,10 @@ def collate(
         rows=tuple(e.row for e in examples),
         sources=tuple(e.source for e in examples),
     )
+
+
+def _scores(example: TrainingExample) -> Sequence[float]:
+    return example.scores or (math.nan,) * (len(example.positives) + len(example.negatives))
 
 
 def _ints(values: Iterable[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,14 +33,15 @@ class Matryoshka(nn.Module):
         self.inner = inner
         self.weights = dict(sorted(zip(dims, weights, strict=True), reverse=True))  # largest first
 
-    def check_embedding_dim(self, size: int) -> None:
+    def prepare(self, *, embedding_dim: int, teachers: Mapping[str, int]) -> None:
         """Raises ConfigError where a dim is larger than the embedding: known once the encoder is, before any step."""
-        too_large = [dim for dim in self.weights if dim > size]
+        too_large = [dim for dim in self.weights if dim > embedding_dim]
         if too_large:
-            raise ConfigError(f"loss.dims: {too_large} above the embedding size {size}. Use dims <= {size}.")
+            raise ConfigError(
+                f"loss.dims: {too_large} above the embedding size {embedding_dim}. Use dims <= {embedding_dim}."
+            )
 
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
-        self.check_embedding_dim(batch.queries.dim)
         outputs = {dim: self.inner(batch.truncate(dim)) for dim in self.weights}
         loss = torch.stack([weight * outputs[dim].loss for dim, weight in self.weights.items()]).sum()
         each = {f"loss_{dim}": output.loss.detach() for dim, output in outputs.items()}

@@ -2,7 +2,7 @@
 
     checkpoints/step_00000040/
         model.safetensors       trainable weights of encoder and loss (a frozen base is not copied; it is loaded by name)
-        optimizer.safetensors   AdamW's state, by parameter name
+        optimizer.safetensors   AdamW's state, by parameter name, and what a loss remembers (its buffers)
         state.json              step, best metric, callbacks, data fingerprint, the resolved config's digest
         manifest.json           size and hash of each file; written last
 
@@ -55,6 +55,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     keep: int,
+    buffers: Iterable[tuple[str, Tensor]] = (),
 ) -> Path:
     """Write `folder/step_XXXXXXXX`, then drop all but the newest `keep`. Call on rank 0 only.
 
@@ -64,7 +65,7 @@ def save_checkpoint(
     partial = target.with_suffix(".partial")
     named = list(named)
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in named}
-    moments = _optimizer_tensors(named, optimizer)
+    moments = _optimizer_tensors(named, optimizer) | {k: v.detach().cpu().contiguous() for k, v in buffers}
     needed = sum(t.nbytes for t in weights.values()) + sum(t.nbytes for t in moments.values())
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -137,9 +138,16 @@ def load_weights(checkpoint: Checkpoint, named: Iterable[tuple[str, nn.Parameter
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, *, named: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    *,
+    named: Iterable[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    buffers: Iterable[tuple[str, Tensor]] = (),
 ) -> None:
-    """Weights and optimizer state of `checkpoint`, bit for bit, into the live objects. Raises as `load_weights`."""
+    """Weights, optimizer state and buffers of `checkpoint`, bit for bit, into the live objects.
+
+    Raises as `load_weights`; CheckpointError also where a buffer is missing or has another shape.
+    """
     named = list(named)
     load_weights(checkpoint, named)
     moments = load_file(checkpoint.path / "optimizer.safetensors")
@@ -151,6 +159,13 @@ def load_checkpoint(
                 entry[key] = value.to(parameter.device)
         if entry:
             optimizer.state[parameter] = entry
+    for name, buffer in buffers:
+        if name not in moments or moments[name].shape != buffer.shape:
+            found = tuple(moments[name].shape) if name in moments else "missing"
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is {found} there, {tuple(buffer.shape)} here. Resume with the same loss."
+            )
+        buffer.copy_(moments[name])
 
 
 def _optimizer_tensors(named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

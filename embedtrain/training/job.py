@@ -29,6 +29,7 @@ from embedtrain.evaluation.comparison import comparison_table
 from embedtrain.evaluation.report import write_report
 from embedtrain.evaluation.result import EvaluationResult, read_results, write_results
 from embedtrain.export.sentence_transformers import check_exportable, export
+from embedtrain.losses import prepare
 from embedtrain.run import Run
 from embedtrain.training.callbacks import Callback, Evaluate, Save
 from embedtrain.training.optim import adamw, named_trainable, parameter_groups, schedule_factor
@@ -55,8 +56,9 @@ def run_training(config: dict[str, Any], run: Run) -> int:
     torch.manual_seed(config["run"]["seed"])  # of new weights; batches and dropout have seeds of their own
     encoder = build_encoder(config).to(accelerator.device)
     encoder.encode_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    loss = build(config["loss"]).to(accelerator.device)
-    check_fit(loss, encoder)
+    loss = build(config["loss"])
+    prepare(loss, embedding_dim=encoder.embedding_dim, teachers={})
+    loss.to(accelerator.device)
     check_exportable(encoder)
     distributed.broadcast_tensors([*encoder.parameters(), *loss.parameters()])
     if distributed.is_main():
@@ -81,13 +83,6 @@ def run_training(config: dict[str, Any], run: Run) -> int:
         finish(config, run, encoder, loader, before, after, steps=done, seconds=time.time() - started)
     distributed.barrier()
     return 0
-
-
-def check_fit(loss: nn.Module, encoder: Encoder) -> None:
-    """What only the built parts can tell: a loss that asks for more dimensions than there are, say."""
-    check: Callable[[int], None] | None = getattr(loss, "check_embedding_dim", None)
-    if check is not None:
-        check(encoder.embedding_dim)
 
 
 def trained_share(encoder: Encoder, loss: nn.Module) -> str:

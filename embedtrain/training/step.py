@@ -16,9 +16,9 @@ chunk replays its masks by construction, on every device, and a resumed run draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from embedtrain import distributed
 from embedtrain.data.chunking import chunks
 from embedtrain.errors import TrainingError
-from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, RaggedTokens, TokenBatch
+from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, RaggedTokens, Teacher, TokenBatch
 
 
 @dataclass
@@ -49,6 +49,7 @@ class ContrastiveStep:
         seed: of dropout. Another `chunk_tokens` groups texts in another way and so draws other masks.
         autocast: makes the context of the encoder's forward passes (bf16, fp16); the loss always runs in fp32.
         scale: multiplies the loss before the backward (fp16 only).
+        teachers: other models' embeddings of the same texts, by name, for losses that read them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ContrastiveStep:
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         scale: Callable[[Tensor], Tensor] = lambda value: value,
+        teachers: Mapping[str, Teacher] | None = None,
     ) -> None:
         self.encoder = encoder
         self.loss = loss
@@ -71,6 +73,7 @@ class ContrastiveStep:
         self.device = torch.device(device)
         self.autocast = autocast
         self.scale = scale
+        self.teachers = dict(teachers or {})
         self._replay_checked = False
 
     @property
@@ -94,21 +97,19 @@ class ContrastiveStep:
     def _backward(self, batch: TokenBatch, step: int, micro: int) -> LossOutput:
         tokens = RaggedTokens.cat([batch.queries, batch.documents]).to(self.device)
         plan = _plan(tokens, self.chunk_tokens, self.cached_share)
-        seeds = [_mix(self.seed, step, micro, distributed.rank(), number) for number in range(len(plan))]
+        seeds = [mix(self.seed, step, micro, distributed.rank(), number) for number in range(len(plan))]
 
         outputs = [self._encode(chunk, seed) for chunk, seed in zip(plan, seeds, strict=True)]
-        embeddings = _in_text_order(outputs, plan).requires_grad_()
-        output = self._loss(embeddings, outputs[0].normalized, batch)
+        embeddings = _in_text_order(outputs, plan)
+        output = self._loss(embeddings, batch, step, micro)
         self._refuse_non_finite(output, embeddings, batch, step)
         self.scale(output.loss * batch.share).backward()
-        assert embeddings.grad is not None
 
+        gradient = embeddings.map(_gradient)
         for number, (chunk, seed) in enumerate(zip(plan, seeds, strict=True)):
-            first = outputs[number].values
-            values = self._replay(chunk, seed, first) if chunk.cached else first
-            if values.requires_grad:  # a frozen encoder under a loss with parameters has nothing to send back
-                values.backward(embeddings.grad[chunk.index.to(self.device)].to(values.dtype))
-            outputs[number] = Embeddings(first.detach())  # lets go of the graph
+            first = outputs[number]
+            _send_back(self._replay(chunk, seed, first) if chunk.cached else first, gradient.select(chunk.index))
+            outputs[number] = first.map(Tensor.detach)  # lets go of the graph
         return output
 
     def _encode(self, chunk: _Chunk, seed: int) -> Embeddings:
@@ -116,40 +117,55 @@ class ContrastiveStep:
         with torch.set_grad_enabled(not chunk.cached), self.autocast():
             return self.encoder(chunk.tokens)
 
-    def _replay(self, chunk: _Chunk, seed: int, first: Tensor) -> Tensor:
+    def _replay(self, chunk: _Chunk, seed: int, first: Embeddings) -> Embeddings:
         torch.manual_seed(seed)
         with self.autocast():
-            values = self.encoder(chunk.tokens).values
+            again = self.encoder(chunk.tokens)
         if not self._replay_checked:
             # Once per run: a second pass that differs from the first gives a wrong gradient under a right loss.
             self._replay_checked = True
-            difference = (values.detach() - first).abs().max().item()
+            pairs = zip(again.tensors(), first.tensors(), strict=True)
+            difference = max((a.detach() - b).abs().max().item() for a, b in pairs if a.numel())
             if not difference <= 1e-2:
                 raise TrainingError(
                     f"training.cached_share: the second pass over a chunk differs from the first by {difference:.3g} where 0 was "
                     "expected, so its gradient would be wrong. Something in the encoder draws random numbers from a "
                     "generator of its own or keeps state between calls; set training.cached_share=0."
                 )
-        return values
+        return again
 
-    def _loss(self, embeddings: Tensor, normalized: bool, batch: TokenBatch) -> LossOutput:
+    def _loss(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
         relation, queries, documents = distributed.gather_relation(batch.relation.to(self.device))
-        own = Embeddings(embeddings, normalized)
-        q, d = _split(own, len(batch.queries))
+        texts = torch.arange(len(embeddings)).split([len(batch.queries), len(batch.documents)])
         first = sum(queries[: distributed.rank()])
-        return self.loss(
-            EmbeddingBatch(
-                queries=distributed.gather_embeddings(q, queries),
-                documents=distributed.gather_embeddings(d, documents),
-                relation=relation,
-                rows=slice(first, first + len(batch.queries)),
-            )
+        gathered = EmbeddingBatch(
+            queries=distributed.gather_embeddings(embeddings.select(texts[0]), queries),
+            documents=distributed.gather_embeddings(embeddings.select(texts[1]), documents),
+            relation=relation,
+            rows=slice(first, first + len(batch.queries)),
+            step=step,
+            seed=mix(self.seed, step, micro),
         )
+        return self.loss(replace(gathered, teachers=self._taught(gathered, batch, queries, documents)))
 
-    def _refuse_non_finite(self, output: LossOutput, embeddings: Tensor, batch: TokenBatch, step: int) -> None:
+    def _taught(
+        self, batch: EmbeddingBatch, own: TokenBatch, queries: Sequence[int], documents: Sequence[int]
+    ) -> dict[str, EmbeddingBatch]:
+        """The batch as each teacher embeds it."""
+        taught = {}
+        for name, teacher in self.teachers.items():
+            q, d = teacher.embed(own.teachers[name])
+            taught[name] = replace(
+                batch,
+                queries=Embeddings(distributed.gather_plain(q.to(self.device), queries)),
+                documents=Embeddings(distributed.gather_plain(d.to(self.device), documents)),
+            )
+        return taught
+
+    def _refuse_non_finite(self, output: LossOutput, embeddings: Embeddings, batch: TokenBatch, step: int) -> None:
         if not distributed.any_rank(not bool(torch.isfinite(output.loss))):
             return
-        bad = ~torch.isfinite(embeddings.detach()).all(dim=-1).cpu()
+        bad = _non_finite(embeddings)
         in_query, in_document = bad[: len(batch.queries)], bad[len(batch.queries) :]
         bad_queries = set(torch.nonzero(in_query).flatten().tolist())
         bad_queries |= set(batch.relation.owner.cpu()[in_document].tolist())
@@ -178,15 +194,34 @@ def _plan(tokens: RaggedTokens, chunk_tokens: int, cached_share: float) -> list[
     return [_Chunk(index, tokens.select(index), number < cached) for number, index in enumerate(pieces)]
 
 
-def _in_text_order(outputs: list[Embeddings], plan: list[_Chunk]) -> Tensor:
-    """Embeddings of all chunks at the places of their texts, cut off from the graph: [N, E]."""
-    values = torch.cat([output.values.detach() for output in outputs])
-    return torch.empty_like(values).index_copy_(0, torch.cat([c.index for c in plan]).to(values.device), values)
+def _in_text_order(outputs: list[Embeddings], plan: list[_Chunk]) -> Embeddings:
+    """Embeddings of all chunks at the places of their texts, cut off from the graph, ready to receive a gradient."""
+    texts = torch.cat([chunk.index for chunk in plan])
+    together = Embeddings.cat([output.map(Tensor.detach) for output in outputs])
+    return together.select(torch.argsort(texts)).map(Tensor.requires_grad_)
 
 
-def _split(embeddings: Embeddings, num_queries: int) -> tuple[Embeddings, Embeddings]:
-    values, normalized = embeddings.values, embeddings.normalized
-    return Embeddings(values[:num_queries], normalized), Embeddings(values[num_queries:], normalized)
+def _gradient(values: Tensor) -> Tensor:
+    """What the loss wants of these values; nothing, where it did not read them."""
+    return torch.zeros_like(values) if values.grad is None else values.grad
+
+
+def _send_back(output: Embeddings, gradient: Embeddings) -> None:
+    """Through the graph of one chunk; a frozen encoder under a loss with parameters has none."""
+    pairs = [(v, g.to(v.dtype)) for v, g in zip(output.tensors(), gradient.tensors(), strict=True) if v.requires_grad]
+    if pairs:
+        torch.autograd.backward([value for value, _ in pairs], [wanted for _, wanted in pairs])
+
+
+def _non_finite(embeddings: Embeddings) -> Tensor:
+    """Which texts have a number that is not finite, in any view; [N] bool, CPU."""
+    bad = ~torch.isfinite(embeddings.values.detach()).all(dim=-1).cpu()
+    if embeddings.offsets is not None:
+        text = torch.repeat_interleave(torch.arange(len(embeddings)), embeddings.offsets.diff())
+        bad = torch.zeros(len(embeddings), dtype=torch.bool).index_put_((text[bad],), torch.tensor(True))
+    for view in embeddings.views.values():
+        bad = bad | _non_finite(view)
+    return bad
 
 
 def _sum_shares(output: LossOutput) -> dict[str, float]:
@@ -196,7 +231,7 @@ def _sum_shares(output: LossOutput) -> dict[str, float]:
     return dict(zip(names, distributed.sum_over_ranks(values).tolist(), strict=True))
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One 63-bit seed from several small numbers (splitmix64 over each in turn)."""
     mask = 2**64 - 1
     state = 0

@@ -85,7 +85,7 @@ class Trainer:
                     f"{checkpoint.path}: {key} is not what this run was started with ({saved} then, {value} now), so the "
                     "batches would not be the same. Restore it, or start a new run with another run.name."
                 )
-        load_checkpoint(checkpoint, named=self.named, optimizer=self.optimizer)
+        load_checkpoint(checkpoint, named=self.named, optimizer=self.optimizer, buffers=self.step.loss.named_buffers())
         for name, callback in self.callbacks.items():
             callback.load_state_dict(checkpoint.state["callbacks"].get(name, callback.state_dict()))
         if self.scaler is not None and checkpoint.state["scaler"]:
@@ -184,7 +184,12 @@ class Trainer:
             }
             try:
                 save_checkpoint(
-                    self.checkpoints, named=self.named, optimizer=self.optimizer, state=state, keep=self.keep
+                    self.checkpoints,
+                    named=self.named,
+                    optimizer=self.optimizer,
+                    state=state,
+                    keep=self.keep,
+                    buffers=self.step.loss.named_buffers(),
                 )
             except Exception as error:
                 failure = error

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from embedtrain.data.collate import collate, take
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
-from embedtrain.types import TrainingExample, text_id
+from embedtrain.types import NO_LABEL, TrainingExample, text_id
 from tests.data.helpers import minilm
 
 ROW = TrainingExample(
@@ -45,11 +47,17 @@ def test_documents_are_query_major_positives_first(tokenizer):
     assert [tokenizer.hf.decode(q, skip_special_tokens=True) for q in _lists(batch.queries)] == ["do : q", "x : r"]
 
 
-def test_scores_are_kept_where_all_rows_have_them(tokenizer):
+def test_rows_without_scores_or_label_say_so_beside_rows_that_have_them(tokenizer):
     scored = TrainingExample(query="q", positives=("p",), negatives=("n",), scores=(2.5, -1.0), source="sym")
     assert collate([scored, scored], tokenizer).relation.scores.tolist() == [2.5, -1.0, 2.5, -1.0]
     plain = TrainingExample(query="q", positives=("p",), source="sym")
-    assert collate([scored, plain], tokenizer).relation.scores is None
+    relation = collate([scored, plain], tokenizer).relation
+    assert relation.scores[:2].tolist() == [2.5, -1.0]
+    assert relation.scores[2:].isnan().tolist() == [True]
+    assert collate([plain, plain], tokenizer).relation.scores is None
+    labelled = replace(plain, label="card lost")
+    assert collate([labelled, plain], tokenizer).relation.labels.tolist() == [text_id("card lost"), NO_LABEL]
+    assert collate([plain, plain], tokenizer).relation.labels is None
 
 
 def test_what_was_not_drawn_is_known_all_the_same(tokenizer):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from embedtrain.errors import ConfigError
+from embedtrain.losses import prepare
 from embedtrain.losses.infonce import InfoNCE
 from embedtrain.losses.matryoshka import Matryoshka
 from embedtrain.types import EmbeddingBatch, Embeddings
@@ -58,6 +59,8 @@ def test_embeddings_that_are_not_normalised_stay_so():
 
 def test_a_dim_above_the_embedding_size_is_refused():
     with pytest.raises(ConfigError, match=r"loss.dims: \[16\] above the embedding size 8. Use dims <= 8"):
+        prepare(Matryoshka(inner=InfoNCE(), dims=[4, 16]), embedding_dim=8, teachers={})
+    with pytest.raises(ConfigError, match=r"embeddings of 8 dimensions to 16. Use dims <= 8"):
         Matryoshka(inner=InfoNCE(), dims=[4, 16])(random_batch(dim=8))
 
 

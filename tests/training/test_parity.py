@@ -9,6 +9,7 @@ gather without remote gradients, the cosine alone a factor of the number of rank
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,9 +23,19 @@ from embedtrain.config.compose import ROOT, compose_config
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
+from embedtrain.losses import prepare
 from embedtrain.pooling.mean import MeanPooling
-from embedtrain.training.step import ContrastiveStep
-from embedtrain.types import EmbeddingBatch, Embeddings, RaggedTokens, Relation, TokenBatch, text_id
+from embedtrain.training.step import ContrastiveStep, mix
+from embedtrain.types import (
+    EmbeddingBatch,
+    Embeddings,
+    RaggedTokens,
+    Relation,
+    TeacherInput,
+    TokenBatch,
+    needs_of,
+    text_id,
+)
 from tests.helpers.models import tiny_model_dir
 from tests.helpers.ranks import run_ranks
 
@@ -42,9 +53,41 @@ WORLDS = (1, 2, 4)
 QUERIES = 8
 
 
+DIM = 32  # of the tiny model, and of its teachers
+
+
+class FixedTeacher:
+    """Vectors that belong to the text, as a store has them."""
+
+    dim = DIM
+
+    def prepare(self, relation: Relation) -> TeacherInput:
+        return TeacherInput(self._vectors(relation.query_ids), self._vectors(relation.document_ids))
+
+    def embed(self, inputs: TeacherInput) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs.queries, inputs.documents
+
+    def _vectors(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = [torch.randn(DIM, generator=torch.Generator().manual_seed(i % 2**31)) for i in ids.tolist()]
+        return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+
+
 def build_loss(name: str) -> torch.nn.Module:
-    node = compose_config([f"loss={name}"]).config["loss"]
-    return build({**node, "dims": [32, 16, 8]} if "dims" in node else node)
+    """The YAML as it is, but for sizes, which are those of the tiny model. Drawn weights are the same on every rank."""
+    torch.manual_seed(0)
+    node = _fitted(compose_config([f"loss={name}"]).config["loss"])
+    loss = build(node)
+    prepare(loss, embedding_dim=DIM, teachers=dict.fromkeys(needs_of(loss).teachers, DIM))
+    return loss
+
+
+def _fitted(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: SIZES[key] if key in SIZES else _fitted(value) for key, value in node.items()}
+    return node
+
+
+SIZES = {"dims": [32, 16, 8]}
 
 
 @cache
@@ -81,13 +124,24 @@ def batch_of(first: int, last: int) -> TokenBatch:
         is_positive=torch.tensor(positive),
         known_ids=torch.tensor(known),
         known_offsets=torch.tensor([0, *known_counts]).cumsum(0),
+        scores=torch.tensor([_score(i) for i in document_ids]),
+        labels=torch.tensor([text_id(f"class {i % 3}") for i in range(first, last)]),
+        sources=torch.tensor([text_id("some" if i % 2 else "others") for i in range(first, last)]),
     )
     return TokenBatch(RaggedTokens.from_lists(queries), RaggedTokens.from_lists(documents), relation)
+
+
+def _score(document_id: int) -> float:
+    return float(torch.rand((), generator=torch.Generator().manual_seed(document_id % 2**31)))
 
 
 def _text(draw: torch.Generator) -> list[int]:
     length = int(torch.randint(3, 24, (), generator=draw))
     return torch.randint(1000, 20_000, (length,), generator=draw).tolist()
+
+
+def zero_or(parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
@@ -97,11 +151,23 @@ def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
 def reference(folder: str, name: str) -> tuple[float, torch.Tensor]:
     encoder, loss, batch = encoder_of(folder, "padded"), build_loss(name), batch_of(0, QUERIES)
     encoder.train()
-    embeddings = encoder(RaggedTokens.cat([batch.queries, batch.documents])).values
-    q, d = Embeddings(embeddings[:QUERIES]), Embeddings(embeddings[QUERIES:])
-    value = loss(EmbeddingBatch(q, d, batch.relation, slice(0, QUERIES))).loss
+    embeddings = encoder(RaggedTokens.cat([batch.queries, batch.documents]))
+    q, d = embeddings.select(torch.arange(QUERIES)), embeddings.select(torch.arange(QUERIES, len(embeddings)))
+    whole = EmbeddingBatch(q, d, batch.relation, slice(0, QUERIES), seed=mix(0, 0, 0))
+    teachers = {name: FixedTeacher() for name in needs_of(loss).teachers}
+    taught = {name: t.embed(t.prepare(batch.relation)) for name, t in teachers.items()}
+    value = loss(
+        replace(
+            whole,
+            teachers={
+                name: replace(whole, queries=Embeddings(tq), documents=Embeddings(td))
+                for name, (tq, td) in taught.items()
+            },
+        )
+    ).loss
     parameters = [p for m in (encoder, loss) for p in m.parameters() if p.requires_grad]
-    return value.item(), flat(list(torch.autograd.grad(value, parameters)))
+    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    return value.item(), flat([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)])
 
 
 def steps_of_rank(folder: str, dropout: float = 0.0) -> dict[tuple[str, str, str], tuple[float, torch.Tensor]]:
@@ -115,14 +181,19 @@ def steps_of_rank(folder: str, dropout: float = 0.0) -> dict[tuple[str, str, str
     found = {}
     for name in LOSSES:
         for kernel in KERNELS:
-            encoder, loss = encoder_of(folder, kernel, dropout), build_loss(name)
+            encoder = encoder_of(folder, kernel, dropout)
             encoder.train()
             for mechanics, (cached_share, chunk_tokens) in MECHANICS.items():
-                step = ContrastiveStep(encoder=encoder, loss=loss, chunk_tokens=chunk_tokens, cached_share=cached_share)
+                loss = build_loss(name)
+                teachers = {teacher: FixedTeacher() for teacher in needs_of(loss).teachers}
+                batch = replace(batch, teachers={k: t.prepare(batch.relation) for k, t in teachers.items()})
+                step = ContrastiveStep(
+                    encoder=encoder, loss=loss, chunk_tokens=chunk_tokens, cached_share=cached_share, teachers=teachers
+                )
                 for parameter in step.parameters:
                     parameter.grad = None
                 result = step([batch], 0)
-                found[name, kernel, mechanics] = result.loss, flat([p.grad for p in step.parameters])
+                found[name, kernel, mechanics] = result.loss, flat([zero_or(p) for p in step.parameters])
     return found
 
 
@@ -185,4 +256,4 @@ def dropout_of_rank(folder: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def test_the_losses_are_found():
-    assert {"infonce", "hardness_weighted", "matryoshka"} <= set(LOSSES)
+    assert ASKED or {"infonce", "hardness_weighted", "matryoshka"} <= set(LOSSES)

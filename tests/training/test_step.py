@@ -14,7 +14,7 @@ from torch import nn
 
 from embedtrain import distributed
 from embedtrain.errors import TrainingError
-from embedtrain.training.step import ContrastiveStep, _mix
+from embedtrain.training.step import ContrastiveStep, mix
 from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, RaggedTokens, Relation, TokenBatch, text_id
 from tests.helpers.ranks import run_ranks
 
@@ -162,7 +162,7 @@ def test_dropout_is_replayed_so_cached_equals_plain_to_the_bit():
 
 def test_dropout_differs_between_steps_ranks_chunks_and_micro_batches():
     seeds = {
-        _mix(0, step, micro, rank, chunk)
+        mix(0, step, micro, rank, chunk)
         for step in range(9)
         for micro in range(3)
         for rank in range(4)

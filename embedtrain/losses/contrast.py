@@ -13,7 +13,7 @@ streamed:
 
 A block holds whole rows, so nothing is computed twice: three products per term, the least that a forward and a backward
 can take. (Inf-CL, arXiv:2410.17243, streams over columns too and recomputes the logits in the backward: four.) The
-gradients are known as soon as the loss is, and autograd only scales them (`_Attach`). Numbers are fp32 whatever autocast
+gradients are known as soon as the loss is, and autograd only scales them (attach.py). Numbers are fp32 whatever autocast
 says (fp64 for fp64 embeddings): at temperature 0.01 a bf16 logit is off by 0.2.
 """
 
@@ -27,6 +27,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from embedtrain.losses.attach import attach
 from embedtrain.losses.formulas import BlockRows, Pairs, RowFormula
 from embedtrain.losses.relation import RelationReader
 from embedtrain.types import EmbeddingBatch
@@ -96,26 +97,12 @@ def contrast(
             sweep.block(first, last)
         sums = sweep.sums | {"ignored": queries.new_tensor(sweep.reader.num_ignored(start, stop))}
     if with_gradient:
-        sums["loss"] = _Attach.apply(sums["loss"], sweep.gradients(), *inputs)
+        sums["loss"] = attach(sums["loss"], sweep.gradients(), *inputs)
     return Sums(**sums)
 
 
 def _full(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-class _Attach(torch.autograd.Function):
-    """Joins a value to the graph of `inputs` by gradients that are known already."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*gradients)
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor):
-        return None, None, *(g * gradient for g in ctx.saved_tensors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "encoder": {"errors", "types", "distributed", "backbones", "pooling", "data"},
     "evaluation": {"errors", "types", "distributed", "encoder", "data"},
     "export": {"errors", "types", "distributed", "encoder", "backbones", "pooling", "data"},
-    "assemble": {"errors", "types", "config", "data", "encoder", "evaluation"},
+    "assemble": {"errors", "types", "config", "backbones", "data", "encoder", "evaluation"},
     "inference": {"errors", "types", "distributed", "assemble", "evaluation", "export"},
-    "planning": {"errors", "config", "data"},
+    "planning": {"errors", "config", "data", "losses", "assemble"},
     "training": {
         "errors",
         "types",

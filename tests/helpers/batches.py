@@ -79,6 +79,16 @@ def aligned_batch(
     )
 
 
+def annotated(batch: EmbeddingBatch, *, classes: int = 3, levels: int | None = None) -> EmbeddingBatch:
+    """The batch with a score in 0 .. 1 for each document, out of `levels` distinct ones if given, and classes in turn."""
+    draw = torch.Generator().manual_seed(batch.relation.num_documents)
+    scores = torch.rand(batch.relation.num_documents, generator=draw, dtype=torch.float64)
+    if levels is not None:
+        scores = torch.floor(scores * levels) / levels
+    labels = torch.arange(batch.relation.num_queries) % classes * 7919
+    return replace(batch, relation=replace(batch.relation, scores=scores, labels=labels))
+
+
 def with_leaves(batch: EmbeddingBatch, **changes) -> EmbeddingBatch:
     """A copy whose embeddings are leaves of their own, so that gradients do not add up; `changes` replace fields."""
     copy = replace(
@@ -96,6 +106,7 @@ def permute_documents(batch: EmbeddingBatch, order: Tensor) -> EmbeddingBatch:
         document_ids=batch.relation.document_ids[order],
         owner=batch.relation.owner[order],
         is_positive=batch.relation.is_positive[order],
+        scores=None if batch.relation.scores is None else batch.relation.scores[order],
     )
     documents = replace(batch.documents, values=batch.documents.values[order].detach().requires_grad_())
     return replace(with_leaves(batch), documents=documents, relation=relation)

@@ -13,7 +13,7 @@ from embedtrain.config.compose import ROOT, compose_config
 from embedtrain.losses.infonce import InfoNCE
 from embedtrain.losses.matryoshka import Matryoshka
 from embedtrain.losses.modifiers import HardnessWeight
-from tests.helpers.batches import random_batch
+from tests.helpers.batches import annotated, random_batch
 
 LOSSES = sorted(path.stem for path in (ROOT / "configs" / "loss").glob("*.yaml"))
 
@@ -27,7 +27,7 @@ def test_every_setting_is_listed_builds_and_trains(name):
     node = composed(f"loss={name}")
     module, _, kind = node["_target_"].rpartition(".")
     assert set(node) - {"_target_"} == set(inspect.signature(getattr(import_module(module), kind)).parameters)
-    batch = random_batch(dim=512, negatives=(1, 2))
+    batch = annotated(random_batch(dim=512, negatives=(1, 2)))
     output = build(node)(batch)
     output.loss.backward()
     assert torch.isfinite(output.loss)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from embedtrain.backbones.facts import head_facts
+from embedtrain.backbones.lm_head import LanguageModelHead
+from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.config.build import build
+from embedtrain.config.signatures import signature
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.sources import Source
 from embedtrain.data.tokenizer import TextTokenizer
@@ -20,7 +27,8 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
     Weights are read here (unless `backbone.weights` is "random", as under the meta device in `check`).
     """
     backbone = build(config["backbone"])
-    pooling = build(config["pooling"], hidden_size=backbone.hidden_size)
+    hf_tokenizer = backbone.tokenizer()
+    pooling = build_pooling(config["pooling"], backbone, hf_tokenizer)
     settings = config["encoder"]
     for key in ("max_query_length", "max_document_length"):
         if backbone.longest_text is not None and settings[key] > backbone.longest_text:
@@ -29,11 +37,12 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
             )
     append_eos = settings["append_eos"]
     tokenizer = TextTokenizer(
-        tokenizer=backbone.tokenizer(),
+        tokenizer=hf_tokenizer,
         prompts=Prompts(**config["prompts"]),
         max_query_length=settings["max_query_length"],
         max_document_length=settings["max_document_length"],
         append_eos=getattr(pooling, "reads_last_token", False) if append_eos is None else append_eos,
+        query_augmentation=settings["query_augmentation"],
     )
     return Encoder(
         backbone=backbone,
@@ -41,7 +50,22 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
         tokenizer=tokenizer,
         normalize=settings["normalize"],
         projection_dim=settings["projection_dim"],
+        views={
+            name: build_pooling(node, backbone, hf_tokenizer)
+            for name, node in settings["views"].items()
+            if node is not None
+        },
     )
+
+
+def build_pooling(
+    node: Mapping[str, Any], backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
+    """A pooling head, told what it names of the backbone and its tokenizer. The language-model head is read where named."""
+    offered = head_facts(backbone, tokenizer)
+    if "lm_head" in signature(str(node["_target_"]), allow=[str(node["_target_"]).partition(".")[0]]).parameters:
+        offered["lm_head"] = LanguageModelHead(backbone)
+    return build(node, **offered)
 
 
 def build_sources(config: Mapping[str, Any]) -> dict[str, Source]:

@@ -1,9 +1,10 @@
-"""Encoder: texts or tokens -> embeddings. A backbone, a pooling head, an optional projection, and the norm."""
+"""Encoder: texts or tokens -> embeddings. A backbone, a pooling head, an optional projection, and the norm; and views."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from embedtrain.data.chunking import chunks
 from embedtrain.data.tokenizer import TextTokenizer
+from embedtrain.errors import ConfigError
 from embedtrain.types import Embeddings, RaggedTokens, Role
 
 # Texts tokenised and sorted together by `encode`: enough to sort well, few enough to hold the tokens of.
@@ -19,13 +21,15 @@ _TEXTS_AT_ONCE = 16384
 
 
 class Encoder(nn.Module):
-    """One embedding per text: `normalize(projection(pooling(backbone(tokens))))`.
+    """One embedding per text: `normalize(projection(pooling(backbone(tokens))))`, and the same text in further views.
 
-    backbone, pooling: see `embedtrain.types.Backbone` and `Pooling`.
+    backbone, pooling: see `embedtrain.types.Backbone` and `Pooling`; what a head may ask for, in `embedtrain.pooling`.
     tokenizer: turns texts into the tokens of a role; the same one in training, evaluation and export.
-    normalize: puts every embedding on the unit sphere, in fp32.
+    normalize: puts every vector on the unit sphere, in fp32; not those of a head whose vectors are used `as_is`.
     encode_dtype: numbers of the backbone's arithmetic in `encode`; None is full precision. A training run sets its own here.
     projection_dim: a linear layer with bias to this dimension, as `sentence-transformers` exports a Dense; None for none.
+    views: further heads on the same hidden states, by the name of the view that each makes. They are not projected.
+    layers: hidden layers that get a view `layer_<n>` each; set by `read_layers`.
     """
 
     def __init__(
@@ -36,35 +40,89 @@ class Encoder(nn.Module):
         tokenizer: TextTokenizer,
         normalize: bool = True,
         projection_dim: int | None = None,
+        views: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
         self.tokenizer = tokenizer
-        self.normalize = normalize
+        self._unit_length = normalize
+        self.normalize = normalize and not _as_is(pooling)
         self.encode_dtype: torch.dtype | None = None
-        hidden_size: int = backbone.hidden_size  # type: ignore[assignment]
-        self.projection = None if projection_dim is None else nn.Linear(hidden_size, projection_dim)
-        self.embedding_dim = projection_dim or hidden_size
+        pooled_dim = _output_dim(pooling, backbone)
+        if projection_dim is not None and _as_is(pooling):
+            raise ConfigError(
+                f"encoder.projection_dim={projection_dim}: the vectors of {type(pooling).__name__} are used as they are, since "
+                "each of their dimensions has a meaning. Set it to null."
+            )
+        self.projection = None if projection_dim is None else nn.Linear(pooled_dim, projection_dim)
+        self.embedding_dim = projection_dim or pooled_dim
+        self.views = nn.ModuleDict(views or {})
+        self.layers: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, tokens: RaggedTokens) -> Embeddings:
-        """Embeddings [N, E] in fp32, with gradient where gradients are on. The caller decides about autocast."""
-        tokens = tokens.to(self.device)
-        options = {"all_layers": True} if getattr(self.pooling, "needs_layers", False) else {}
-        hidden = self.backbone(tokens, **options)
-        values = self.pooling(hidden, tokens).float()
-        with torch.autocast(self.device.type, enabled=False):
-            if self.projection is not None:
-                values = self.projection(values)
-            if self.normalize:
-                values = F.normalize(values, dim=-1)  # a zero vector stays zero
-        return Embeddings(values, self.normalize)
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Every view that `forward` makes."""
+        return (*self.views, *(f"layer_{layer}" for layer in self.layers))
 
-    @torch.no_grad()
+    def read_layers(self, layers: Sequence[int]) -> None:
+        """Make a view `layer_<n>` of each: the embedding, were the model cut after layer n.
+
+        Layer 1 is the first transformer layer; the last layer is the embedding itself. Raises ConfigError for a layer
+        that the backbone does not have, and for a pooling that reads several layers.
+        """
+        depth: int = self.backbone.config.num_hidden_layers  # type: ignore[assignment,union-attr]
+        for layer in layers:
+            if not 1 <= layer <= depth:
+                raise ConfigError(
+                    f"loss: it reads layer {layer}, but {self.backbone.name} has the layers 1 to {depth}. Name others."
+                )
+            if layer < depth and getattr(self.pooling, "needs_layers", False):
+                raise ConfigError(
+                    f"loss: it reads layer {layer} by itself, but {type(self.pooling).__name__} reads several layers at once. "
+                    "Use a pooling of the last layer, such as mean."
+                )
+        self.layers = tuple(sorted(set(layers)))
+
+    def forward(self, tokens: RaggedTokens, *, views: bool = True) -> Embeddings:
+        """Embeddings [N, E] in fp32, with gradient where gradients are on. The caller decides about autocast.
+
+        views: make the views too; without them the embedding alone, which may be much cheaper.
+        """
+        tokens = tokens.to(self.device)
+        heads = [self.pooling, *(self.views.values() if views else ())]
+        layers = self.layers if views else ()
+        every = bool(layers) or any(getattr(head, "needs_layers", False) for head in heads)
+        hidden = self.backbone(tokens, all_layers=True) if every else [self.backbone(tokens)]
+        embedding = self._embed(self.pooling, hidden, tokens, self.projection)
+        made = {name: self._embed(head, hidden, tokens) for name, head in self.views.items() if views}
+        for layer in layers:
+            if layer == len(hidden) - 1:
+                made[f"layer_{layer}"] = embedding
+            else:
+                states = self.backbone.finish(hidden[layer])  # type: ignore[operator]
+                made[f"layer_{layer}"] = self._embed(self.pooling, [states], tokens, self.projection)
+        return replace(embedding, views=made)
+
+    def _embed(
+        self, head: nn.Module, hidden: Sequence[Tensor], tokens: RaggedTokens, projection: nn.Module | None = None
+    ) -> Embeddings:
+        """What one head makes of the states, projected and on the unit sphere. `hidden`: of the last layer, or of all."""
+        pooled = head(hidden if getattr(head, "needs_layers", False) else hidden[-1], tokens)
+        offsets = pooled.offsets if isinstance(pooled, Embeddings) else None
+        values = (pooled.values if isinstance(pooled, Embeddings) else pooled).float()
+        normalize = self._unit_length and not _as_is(head)
+        with torch.autocast(self.device.type, enabled=False):
+            if projection is not None:
+                values = projection(values)
+            if normalize:
+                values = F.normalize(values, dim=-1)  # a zero vector stays zero
+        return Embeddings(values, normalize, offsets)
+
     def encode(
         self,
         texts: Sequence[str],
@@ -79,8 +137,56 @@ class Encoder(nn.Module):
 
         role, source, instructions: choose the prompt, as in training; `instructions` has one entry for each text.
         chunk_tokens: tokens in one forward pass; changes memory, never the result.
+
+        Raises ConfigError where a text has several vectors: see `encode_embeddings`.
         """
         result = torch.empty(len(texts), self.embedding_dim)
+        if getattr(self.pooling, "multi_vector", False):
+            raise ConfigError(
+                f"pooling: {type(self.pooling).__name__} gives several vectors per text, where one is wanted. "
+                "Use encode_embeddings, or a pooling that gives one."
+            )
+        for index, embeddings in self._encoded(
+            texts, role, source, instructions, chunk_tokens=chunk_tokens, show_progress=show_progress, views=False
+        ):
+            result[index] = embeddings.values
+        return result
+
+    def encode_embeddings(
+        self,
+        texts: Sequence[str],
+        *,
+        role: Role = "query",
+        source: str | None = None,
+        instructions: Sequence[str | None] | None = None,
+        chunk_tokens: int = 16384,
+        show_progress: bool = False,
+        views: bool = False,
+    ) -> Embeddings:
+        """`texts` in their order, one vector each or several, and the views where they are asked for. Others as `encode`."""
+        if not len(texts):
+            return self._nothing(views)
+        order, parts = [], []
+        for index, embeddings in self._encoded(
+            texts, role, source, instructions, chunk_tokens=chunk_tokens, show_progress=show_progress, views=views
+        ):
+            order.append(index)
+            parts.append(embeddings)
+        return Embeddings.cat(parts).select(torch.argsort(torch.cat(order)))
+
+    @torch.no_grad()
+    def _encoded(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        source: str | None,
+        instructions: Sequence[str | None] | None,
+        *,
+        chunk_tokens: int,
+        show_progress: bool,
+        views: bool,
+    ) -> Iterator[tuple[Tensor, Embeddings]]:
+        """Chunk by chunk: which of the texts [n], and their embeddings on the CPU."""
         half = self.encode_dtype
         with (
             evaluating(self),
@@ -96,15 +202,36 @@ class Encoder(nn.Module):
                     instructions=None if instructions is None else instructions[block],
                 )
                 for index in chunks(tokens.lengths, chunk_tokens):
-                    result[start + index] = self(tokens.select(index)).values.cpu()
+                    yield start + index, self(tokens.select(index), views=views).map(Tensor.cpu)
                     progress.update(index.numel())
-        return result
+
+    def _nothing(self, views: bool) -> Embeddings:
+        """The embeddings of no texts, in the form that those of some would have."""
+
+        def empty(head: nn.Module, dim: int) -> Embeddings:
+            many = getattr(head, "multi_vector", False)
+            normalized = self._unit_length and not _as_is(head)
+            return Embeddings(torch.empty(0, dim), normalized, torch.zeros(1, dtype=torch.int64) if many else None)
+
+        made = {name: empty(head, _output_dim(head, self.backbone)) for name, head in self.views.items()}
+        main = empty(self.pooling, self.embedding_dim)
+        made |= {f"layer_{layer}": main for layer in self.layers}
+        return replace(main, views=made if views else {})
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def num_trainable(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _as_is(head: nn.Module) -> bool:
+    """Whether the head's vectors are never projected and never scaled: each dimension has a meaning."""
+    return getattr(head, "as_is", False)
+
+
+def _output_dim(head: nn.Module, backbone: nn.Module) -> int:
+    return int(getattr(head, "output_dim", backbone.hidden_size))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from embedtrain.assemble import build_encoder
 from embedtrain.config.build import build
 from embedtrain.config.rules import uses_in_batch_negatives
 from embedtrain.errors import EmbedtrainError
@@ -163,24 +164,19 @@ def queries_per_step(training: Mapping[str, Any], world: int) -> int:
 def count_parameters(config: Mapping[str, Any]) -> Parameters:
     """Builds encoder and loss on the meta device: shapes without storage."""
     with torch.device("meta"):
-        backbone = build({**config["backbone"], "weights": "random"})
-        parts = nn.ModuleList(
-            [backbone, build(config["pooling"], hidden_size=backbone.hidden_size), build(config["loss"])]
-        )
-        size, dim = backbone.hidden_size, config["encoder"]["projection_dim"]
-        if dim is not None:
-            parts.append(nn.Linear(size, dim))
-        prepare(parts[2], embedding_dim=dim or size, teachers={})
-    known = list(parts.parameters())
-    shape = backbone.config
+        encoder = build_encoder({**config, "backbone": {**config["backbone"], "weights": "random"}})
+        loss = build(config["loss"])
+        prepare(loss, embedding_dim=encoder.embedding_dim, teachers={})
+    known = list(nn.ModuleList([encoder, loss]).parameters())
+    shape: Any = encoder.backbone.config
     return Parameters(
         total=sum(p.numel() for p in known),
         trainable=sum(p.numel() for p in known if p.requires_grad),
         bytes=sum(p.nbytes for p in known),
-        embedding_dim=dim or size,
+        embedding_dim=encoder.embedding_dim,
         layers=shape.num_hidden_layers,
-        hidden_size=size,
-        inner_size=getattr(shape, "intermediate_size", None) or 4 * size,
+        hidden_size=shape.hidden_size,
+        inner_size=getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size,
     )
 
 

@@ -6,12 +6,16 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from embedtrain.backbones.facts import punctuation_ids
 from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
+from embedtrain.errors import ConfigError
+from embedtrain.pooling.cls import ClsPooling
 from embedtrain.pooling.first_last import FirstLastPooling
 from embedtrain.pooling.mean import MeanPooling
+from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.types import RaggedTokens
 from tests.helpers.models import minilm_dir, tiny_model_dir
 
@@ -135,3 +139,85 @@ def test_encode_in_half_precision_is_close_and_gives_fp32(tmp_path):
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert torch.cosine_similarity(half, full).min() > 0.99
+
+
+def multi_vector(model, **options):
+    return MultiVectorPooling(
+        hidden_size=32, punctuation_ids=punctuation_ids(model.tokenizer.hf), **{"dim": 5, **options}
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "qwen3"])
+def test_the_view_of_a_layer_is_the_embedding_of_the_model_cut_after_it(architecture, tmp_path):
+    folder = tiny_model_dir(architecture, tmp_path, num_hidden_layers=4, layer_types=None)
+    model = encoder(folder, projection_dim=7).eval()
+    model.read_layers([3, 1, 4])
+    texts = [text for text in TEXTS if text]
+    whole = model.encode_embeddings(texts, views=True)
+    assert list(whole.views) == list(model.view_names) == ["layer_1", "layer_3", "layer_4"]
+    assert torch.equal(whole.views["layer_4"].values, whole.values)
+    body = model.backbone.hf_model
+    stack = body.encoder.layer if architecture == "bert" else body.layers
+    for depth in (3, 1):
+        del stack[depth:]
+        body.config.num_hidden_layers = depth
+        torch.testing.assert_close(model.encode(texts), whole.views[f"layer_{depth}"].values)
+
+
+@pytest.mark.parametrize("layer", [0, 3, -1])
+def test_a_layer_that_is_not_there_is_refused(layer, tmp_path):
+    with pytest.raises(ConfigError, match=rf"it reads layer {layer}, but .* has the layers 1 to 2"):
+        encoder(tiny_model_dir("bert", tmp_path)).read_layers([layer])
+
+
+def test_a_layer_by_itself_and_a_pooling_of_several_are_refused_together(tmp_path):
+    model = encoder(tiny_model_dir("bert", tmp_path), pooling=FirstLastPooling())
+    with pytest.raises(ConfigError, match="FirstLastPooling reads several layers at once"):
+        model.read_layers([1])
+    model.read_layers([2])
+    made = model.encode_embeddings(TEXTS, views=True)
+    assert torch.equal(made.views["layer_2"].values, made.values)
+
+
+def test_several_heads_on_the_same_states(tmp_path):
+    model = encoder(tiny_model_dir("bert", tmp_path), projection_dim=7).eval()
+    model.views["cls"] = ClsPooling()
+    model.views["tokens"] = multi_vector(model)
+    tokens, _ = model.tokenizer.encode(TEXTS, role="document")
+    states = model.backbone(tokens)
+    made = model(tokens)
+    assert model.view_names == tuple(made.views) == ("cls", "tokens")
+    torch.testing.assert_close(made.views["cls"].values, torch.nn.functional.normalize(states[tokens.offsets[:-1]]))
+    torch.testing.assert_close(made.views["tokens"].values.norm(dim=1), torch.ones(len(made.views["tokens"].values)))
+    assert made.views["tokens"].normalized
+    assert made.values.shape == (len(TEXTS), 7)
+    assert model(tokens, views=False).views == {}
+    sum(tensor.sum() for tensor in made.tensors()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_token_vectors_do_not_depend_on_order_budget_or_company(tmp_path):
+    model = encoder(tiny_model_dir("bert", tmp_path))
+    model.pooling = multi_vector(model, dim=None)
+    together = model.encode_embeddings(TEXTS, role="document")
+    assert len(together) == len(TEXTS)
+    for role, texts in (("query", TEXTS), ("document", TEXTS)):
+        alone = [model.encode_embeddings([text], role=role) for text in texts]
+        made = model.encode_embeddings(texts, role=role, chunk_tokens=20)
+        assert made.offsets.diff().tolist() == [len(one.values) for one in alone]
+        torch.testing.assert_close(made.values, torch.cat([one.values for one in alone]))
+    back = model.encode_embeddings(TEXTS[::-1], role="document").select(torch.arange(len(TEXTS)).flip(0))
+    torch.testing.assert_close(back.values, together.values)
+    with pytest.raises(ConfigError, match="MultiVectorPooling gives several vectors per text"):
+        model.encode(TEXTS)
+
+
+def test_no_texts_have_the_form_of_some(tmp_path):
+    model = encoder(tiny_model_dir("bert", tmp_path), projection_dim=7)
+    model.views["tokens"] = multi_vector(model)
+    model.read_layers([1])
+    nothing, some = model.encode_embeddings([], views=True), model.encode_embeddings(["a"], views=True)
+    assert nothing.views.keys() == some.views.keys()
+    for empty, full in [(nothing, some), *((nothing.views[name], some.views[name]) for name in some.views)]:
+        assert len(empty) == 0
+        assert (empty.dim, empty.normalized, empty.offsets is None) == (full.dim, full.normalized, full.offsets is None)

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from embedtrain.backbones import attention as ragged_kernel
 from embedtrain.backbones.direction import Direction, observed_direction
+from embedtrain.backbones.final_norm import final_norm
 from embedtrain.backbones.loading import Weights, load_config, load_model, set_dropout
 from embedtrain.backbones.locate import locate
 from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_model
@@ -132,6 +133,10 @@ class TransformerBackbone(nn.Module):
             self._prove(tokens.ids.device)
         states = self._states(tokens, all_layers=all_layers)
         return states if all_layers else states[-1]
+
+    def finish(self, states: Tensor) -> Tensor:
+        """States [S, H] of an inner layer as this model's last hidden states, were it cut after that layer."""
+        return final_norm(self.hf_model)(states)
 
     def _states(self, tokens: RaggedTokens, *, all_layers: bool = False) -> list[Tensor]:
         layout = RaggedLayout(tuple(tokens.lengths.tolist()))

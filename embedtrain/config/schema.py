@@ -68,6 +68,14 @@ class EncoderConfig:
     append_eos: bool | None = setting(
         None, "End each text with the end-of-sequence token; null: exactly when pooling is eos."
     )
+    query_augmentation: int | None = setting(
+        None,
+        "Fill queries up to this many tokens with [MASK], as ColBERT does; null: leave them. Unit: tokens.",
+        at_least=1,
+    )
+    views: dict[str, Any] = setting(
+        {}, "Further embeddings of each text by name, for losses that read several: pooling components."
+    )
 
 
 @dataclass

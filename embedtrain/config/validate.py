@@ -22,12 +22,14 @@ from embedtrain.errors import ConfigError
 MISSING = "???"
 
 # The components of a run, and what the program adds to their parameters when it builds them.
+OFFERED_TO_POOLING = frozenset({"hidden_size", "num_layers", "vocab_size", "special_ids", "punctuation_ids", "lm_head"})
 COMPONENTS: dict[str, frozenset[str]] = {
     "backbone": frozenset(),
-    "pooling": frozenset({"hidden_size"}),
+    "pooling": OFFERED_TO_POOLING,
     "loss": frozenset(),
 }
 COLLECTIONS: dict[str, frozenset[str]] = {
+    "encoder.views": OFFERED_TO_POOLING,
     "data.sources": frozenset(),
     "evaluation.evaluators": frozenset(),
     "trackers": frozenset(),
@@ -148,6 +150,8 @@ def _components(config: dict[str, Any]) -> Iterator[str]:
     # `_target_` works wherever it stands, so it is refused where no component belongs.
     for key in ("encoder", "prompts", "optim", "run", "export"):
         for place, node in _nested(config.get(key), key):
+            if place.rpartition(".")[0] in COLLECTIONS:
+                continue
             yield f"{place}._target_: no component belongs here, got {node['_target_']!r}."
 
 

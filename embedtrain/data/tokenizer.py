@@ -33,8 +33,11 @@ class TextTokenizer:
     max_query_length,
     max_document_length   tokens of a text with its prompt and special tokens
     append_eos            the last token of every text is EOS; for pooling that reads the last token
+    query_augmentation    queries shorter than this many tokens are filled with [MASK] behind their end, as in ColBERT
+                          (arXiv:2004.12832, section 3.2). All tokens see the masks, as PyLate has it with
+                          `attend_to_expansion_tokens`; in ColBERT's code only the masks themselves do.
 
-    Raises ConfigError when the tokenizer is slow, has no EOS, or cannot fit one token of text into a maximum length.
+    Raises ConfigError when the tokenizer is slow, has no EOS or no mask, or cannot fit one token of text into a maximum length.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class TextTokenizer:
         max_query_length: int,
         max_document_length: int,
         append_eos: bool = False,
+        query_augmentation: int | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
@@ -59,7 +63,9 @@ class TextTokenizer:
         self.eos_id = self._find_eos() if append_eos else None
         self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1] == self.eos_id
         self._warned_prefixes: set[str] = set()
+        self.query_augmentation = query_augmentation
         self._check_lengths()
+        self._check_augmentation()
 
     def encode(
         self,
@@ -78,7 +84,7 @@ class TextTokenizer:
         prefixes = self._prefixes(len(texts), role, source, instructions)
         joined = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
         if not joined:
-            return RaggedTokens.from_lists([]), 0
+            return RaggedTokens.from_lists([], role=role), 0
         limit = self.max_length[role]
         room = limit - 1 if self.append_eos and not self._appends_itself else limit
         batch = self._encode_batch(joined, room)
@@ -92,7 +98,9 @@ class TextTokenizer:
                 self._prompt_tokens(prefix, text, encoding, len(one), role)
                 for prefix, text, encoding, one in zip(prefixes, joined, batch.encodings, ids, strict=True)
             ]
-        return RaggedTokens.from_lists(ids, skip), truncated
+        if role == "query" and self.query_augmentation is not None:
+            ids = [one + [self.hf.mask_token_id] * (self.query_augmentation - len(one)) for one in ids]
+        return RaggedTokens.from_lists(ids, skip, role), truncated
 
     def _prefixes(
         self,
@@ -184,3 +192,20 @@ class TextTokenizer:
                     f"encoder.max_{role}_length={length} leaves no token for text beside {special} special tokens. "
                     f"Use at least {special + 1}; a usual value is 512."
                 )
+
+    def _check_augmentation(self) -> None:
+        if self.query_augmentation is None:
+            return
+        key = f"encoder.query_augmentation={self.query_augmentation}"
+        if self.query_augmentation > self.max_length["query"]:
+            raise ConfigError(
+                f"{key}: at most encoder.max_query_length={self.max_length['query']}. Raise that or lower this."
+            )
+        if self.append_eos:
+            raise ConfigError(
+                f"{key}: the last token of a query would be [MASK] and not EOS, which the pooling reads. Set it to null."
+            )
+        if self.hf.mask_token_id is None:
+            raise ConfigError(
+                f"{key}: {type(self.hf).__name__} has no mask token to fill queries with. Set it to null."
+            )

@@ -9,18 +9,22 @@ from hypothesis import strategies as st
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.errors import ConfigError, DataError
+from embedtrain.types import RaggedTokens
 from tests.data.helpers import bpe, minilm
 
 TEXTS = ["a short text", "naïve café über 東京 🙂", "one two three four five six seven eight nine ten " * 20]
 
 
-def tokenizer(hf=None, *, query_length=16, document_length=32, append_eos=False, **prompts) -> TextTokenizer:
+def tokenizer(
+    hf=None, *, query_length=16, document_length=32, append_eos=False, query_augmentation=None, **prompts
+) -> TextTokenizer:
     return TextTokenizer(
         tokenizer=copy.deepcopy(hf or minilm()),
         prompts=Prompts(**prompts),
         max_query_length=query_length,
         max_document_length=document_length,
         append_eos=append_eos,
+        query_augmentation=query_augmentation,
     )
 
 
@@ -157,3 +161,33 @@ def test_bad_settings_are_refused():
 def test_nothing_to_encode():
     tokens, truncated = tokenizer().encode([], role="query")
     assert (len(tokens), truncated) == (0, 0)
+
+
+def test_tokens_say_whether_they_are_queries():
+    one = tokenizer()
+    both = [one.encode(TEXTS, role=role)[0] for role in ("query", "document")]
+    assert RaggedTokens.cat(both).is_query.tolist() == [True] * 3 + [False] * 3
+
+
+def test_short_queries_are_filled_with_masks_and_documents_are_not():
+    plain, _ = tokenizer().encode(TEXTS, role="query")
+    filled, truncated = tokenizer(query_augmentation=12).encode(TEXTS, role="query")
+    assert truncated == 1
+    for short, full in zip(lists(plain), lists(filled), strict=True):
+        assert full == short + [minilm().mask_token_id] * (12 - len(short))
+    assert filled.lengths.tolist() == [12, 12, 16]
+    documents = [tokenizer(query_augmentation=n).encode(TEXTS, role="document")[0] for n in (None, 12)]
+    assert lists(documents[0]) == lists(documents[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query_augmentation": 17}, "at most encoder.max_query_length=16"),
+        ({"query_augmentation": 8, "append_eos": True}, r"would be \[MASK\] and not EOS"),
+        ({"query_augmentation": 8, "hf": bpe(adds_eos=False)}, "has no mask token"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        tokenizer(**options)

@@ -1,0 +1,27 @@
+"""What a pooling head may be told of its backbone and tokenizer."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from embedtrain.backbones.transformer import TransformerBackbone
+
+
+def head_facts(backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """By the name of a head's parameter."""
+    return {
+        "hidden_size": backbone.hidden_size,
+        "num_layers": backbone.config.num_hidden_layers,
+        "vocab_size": backbone.config.vocab_size,
+        "special_ids": tuple(sorted(tokenizer.all_special_ids)),
+        "punctuation_ids": punctuation_ids(tokenizer),
+    }
+
+
+def punctuation_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that are one character of ASCII punctuation, as ColBERT's code looks them up."""
+    vocabulary = tokenizer.get_vocab()
+    return tuple(vocabulary[character] for character in string.punctuation if character in vocabulary)

@@ -83,7 +83,7 @@ class RelationReader:
         self.pair_query = self.owner[self.pair_document]  # [P], ascending
         answers = self._text * self._num_contents + self._answer
         is_answer = torch.isin(self.text[self.owner] * self._num_contents + self.content, answers)
-        hard = torch.nonzero(~is_answer).flatten()
+        hard = torch.nonzero(~is_answer & (self.owner >= 0)).flatten()
         self._hard = Lists(self.owner[hard], hard, self.num_queries)
 
     # Lists are made when a term first needs them.
@@ -105,7 +105,8 @@ class RelationReader:
 
     @cached_property
     def _brought(self) -> Lists:
-        return Lists(self.owner, torch.arange(self.num_documents), self.num_queries)
+        brought = torch.nonzero(self.owner >= 0).flatten()
+        return Lists(self.owner[brought], brought, self.num_queries)
 
     def exceptions(self, term: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The pairs of `rows` [R] (queries for q2*, positive documents for d2*) that are no negatives of `term`."""

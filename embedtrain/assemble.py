@@ -19,6 +19,7 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
 from embedtrain.evaluation.result import EvaluationResult
+from embedtrain.types import Teacher
 
 
 def build_encoder(config: Mapping[str, Any]) -> Encoder:
@@ -66,6 +67,11 @@ def build_pooling(
     if "lm_head" in signature(str(node["_target_"]), allow=[str(node["_target_"]).partition(".")[0]]).parameters:
         offered["lm_head"] = LanguageModelHead(backbone)
     return build(node, **offered)
+
+
+def build_teachers(config: Mapping[str, Any]) -> dict[str, Teacher]:
+    """The teachers by name, without their weights (`load`); `name: null` in the config drops one."""
+    return {name: build(node, name=name) for name, node in config["teachers"].items() if node is not None}
 
 
 def build_sources(config: Mapping[str, Any]) -> dict[str, Source]:

@@ -22,7 +22,7 @@ log = logging.getLogger("embedtrain")
 
 def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, EvaluationResult]:
     """What each evaluator says of a model folder or hub name, the same on all ranks, which share the work."""
-    encoder = load_encoder(model_folder(model)).to(device())
+    encoder = load_encoder(model).to(device())
     return {
         name: evaluator(encoder, show_progress=distributed.is_main())
         for name, evaluator in build_evaluators(config).items()
@@ -32,17 +32,11 @@ def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, Evaluatio
 def embed_file(model: str, texts: Path, output: Path, *, role: Role) -> tuple[int, int]:
     """One vector for each line of `texts`, as float32 [N, E] in `output` (.npy). Returns (N, E)."""
     lines = read_lines(texts)
-    encoder = load_encoder(model_folder(model)).to(device())
+    encoder = load_encoder(model).to(device())
     vectors = encoder.encode(lines, role=role, show_progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.save(output, vectors.numpy())
     return vectors.shape[0], vectors.shape[1]
-
-
-def model_folder(model: str) -> str:
-    """The model of a run directory, or what was named."""
-    inside = Path(model).expanduser() / "model"
-    return str(inside) if (inside / "modules.json").is_file() else model
 
 
 def read_lines(path: Path) -> list[str]:

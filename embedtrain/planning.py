@@ -16,18 +16,22 @@ texts are shorter, so this is an upper bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from embedtrain.assemble import build_encoder
+from embedtrain.assemble import build_encoder, build_sources, build_teachers
 from embedtrain.config.build import build
 from embedtrain.config.rules import uses_in_batch_negatives
+from embedtrain.data.sources import Source
+from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
 from embedtrain.losses import prepare
+from embedtrain.teachers.spread import refuse_squashed_rows
+from embedtrain.types import TrainingExample
 
 _ROWS_LOOKED_AT = 100
 
@@ -113,14 +117,21 @@ class Plan:
 
 
 def make_plan(config: dict[str, Any], *, world: int) -> Plan:
-    """The plan of a validated config on `world` ranks. Reads model configurations and the sizes of the data."""
+    """The plan of a validated config on `world` ranks. Reads model configurations, the sizes of the data and some rows.
+
+    Raises ConfigError or DataError where the loss does not fit the model, its teachers or the scores of the rows.
+    """
     training, data, unknown = config["training"], config["data"], []
     per_step = queries_per_step(training, world)
     parameters: Parameters | None = None
+    loss = build_shapes(config["loss"])
     try:
-        parameters = count_parameters(config)
+        encoder, teachers = model_shapes(config)
     except EmbedtrainError as error:
         unknown.append(f"parameters and memory: {error}")
+    else:
+        prepare(loss, embedding_dim=encoder.embedding_dim, teachers=teachers)
+        parameters = count_parameters(encoder, loss)
     rows: dict[str, int] = {}
     hard = float(data["num_negatives"] or 0)
     positives = float(data["num_positives"] or 1)
@@ -128,6 +139,8 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         rows, positives, hard = look_at_data(config)
     except EmbedtrainError as error:
         unknown.append(f"steps: {error}")
+    else:
+        refuse_squashed_rows(loss, (example for _, example in some_rows(config)))
     per_epoch = steps_per_epoch(rows, data, per_step) if rows else None
     steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
     # No batch holds more queries than there are, and a batch of one source not more than that source has.
@@ -161,12 +174,20 @@ def queries_per_step(training: Mapping[str, Any], world: int) -> int:
     return training["per_device_batch_size"] * world * training["accumulation_steps"]
 
 
-def count_parameters(config: Mapping[str, Any]) -> Parameters:
-    """Builds encoder and loss on the meta device: shapes without storage."""
+def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, int]]:
+    """The encoder on the meta device, which is shapes without storage, and the dimensions of each teacher."""
     with torch.device("meta"):
         encoder = build_encoder({**config, "backbone": {**config["backbone"], "weights": "random"}})
-        loss = build(config["loss"])
-        prepare(loss, embedding_dim=encoder.embedding_dim, teachers={})
+    return encoder, {name: teacher.dim for name, teacher in build_teachers(config).items()}
+
+
+def build_shapes(node: Mapping[str, Any]) -> nn.Module:
+    """A component on the meta device."""
+    with torch.device("meta"):
+        return build(node)
+
+
+def count_parameters(encoder: Encoder, loss: nn.Module) -> Parameters:
     known = list(nn.ModuleList([encoder, loss]).parameters())
     shape: Any = encoder.backbone.config
     return Parameters(
@@ -186,17 +207,19 @@ def look_at_data(config: Mapping[str, Any]) -> tuple[dict[str, int], float, floa
     rows: dict[str, int] = {}
     positives: list[int] = []
     negatives: list[int] = []
-    for name, node in data["sources"].items():
-        if node is None:
-            continue
-        source = build(node)
-        rows[name] = len(source)
-        for row in range(0, len(source), max(1, len(source) // _ROWS_LOOKED_AT)):
-            example = source[row]
-            positives.append(_at_most(len(example.positives), data["num_positives"]))
-            negatives.append(_at_most(len(example.negatives), data["num_negatives"]))
+    for source, example in some_rows(config):
+        rows[example.source] = len(source)
+        positives.append(_at_most(len(example.positives), data["num_positives"]))
+        negatives.append(_at_most(len(example.negatives), data["num_negatives"]))
     seen = max(1, len(positives))
     return rows, sum(positives) / seen, sum(negatives) / seen
+
+
+def some_rows(config: Mapping[str, Any]) -> Iterator[tuple[Source, TrainingExample]]:
+    """Rows spread over each source, told which it is."""
+    for name, source in build_sources(config).items():
+        for row in range(0, len(source), max(1, len(source) // _ROWS_LOOKED_AT)):
+            yield source, replace(source[row], source=name)
 
 
 def _at_most(count: int, limit: int | None) -> int:

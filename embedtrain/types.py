@@ -380,7 +380,12 @@ class Loss(Protocol):
 class Teacher(Protocol):
     """Another model's embeddings of the same texts, in two halves: one by one in the loader, together in the step."""
 
-    dim: int
+    @property
+    def dim(self) -> int: ...
+
+    def load(self, device: torch.device | str) -> None:
+        """Reads what `embed` needs. Once per run, in the main process, before the first step."""
+        ...
 
     def prepare(self, examples: Sequence[TrainingExample]) -> TeacherInput:
         """What `embed` needs of these rows; runs in worker processes. Documents query by query, positives first."""
@@ -419,12 +424,84 @@ def needs_of(loss: object) -> Needs:
     return total
 
 
+NO_TARGET = -100
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTask:
+    """What a token objective asks of N items, settled before any forward pass. An item is a text, or a pair of texts.
+
+    Everything has one entry per item, so a task can be cut into chunks of items anywhere.
+    """
+
+    texts: Mapping[str, RaggedTokens]  # what is read, by its part in the objective
+    labels: Mapping[str, RaggedTokens]  # what is to be predicted, by term: its id or NO_TARGET at the place of each token
+    targets: Mapping[str, Tensor]  # [N] int64, CPU: predictions asked for, by term
+    seeds: Tensor  # [N] int64, CPU: of what is drawn in the forward pass
+    rows: tuple[str, ...] = ()  # [N] where each item came from, for messages
+    passes: int = 1  # how often the backbone reads each text
+
+    def __len__(self) -> int:
+        return self.seeds.numel()
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens that the backbone reads for each item, [N]."""
+        return self.passes * torch.stack([tokens.lengths for tokens in self.texts.values()]).sum(0)
+
+    def select(self, index: Tensor) -> TokenTask:
+        """The items at `index` [M], CPU, in that order."""
+        return TokenTask(
+            {name: tokens.select(index) for name, tokens in self.texts.items()},
+            {name: tokens.select(index) for name, tokens in self.labels.items()},
+            {name: counts[index] for name, counts in self.targets.items()},
+            self.seeds[index],
+            tuple(self.rows[i] for i in index.tolist()) if self.rows else (),
+            self.passes,
+        )
+
+    def to(self, device: torch.device | str) -> TokenTask:
+        return replace(
+            self,
+            texts={name: tokens.to(device) for name, tokens in self.texts.items()},
+            labels={name: tokens.to(device) for name, tokens in self.labels.items()},
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[TokenTask]) -> TokenTask:
+        """All items of `parts`, which are of one objective, one after the other."""
+        first = parts[0]
+        return TokenTask(
+            {name: RaggedTokens.cat([part.texts[name] for part in parts]) for name in first.texts},
+            {name: RaggedTokens.cat([part.labels[name] for part in parts]) for name in first.labels},
+            {name: torch.cat([part.targets[name] for part in parts]) for name in first.targets},
+            torch.cat([part.seeds for part in parts]),
+            tuple(row for part in parts for row in part.rows),
+            first.passes,
+        )
+
+
 @runtime_checkable
 class TokenObjective(Protocol):
     """Texts -> a scalar, for objectives that need token states and no contrast (masked tokens, reconstruction).
 
-    Called on chunks of a batch: the loss of a batch is the sum of the losses of its chunks. `num_targets(batch)` is what
-    the sum is divided by, summed over ranks before the division, so that chunks and ranks change nothing.
+    The value of a step is a weighted sum of means over predictions,
+
+        sum over terms t of   weights[t] * (sum over all predictions of t of its loss) / (number of predictions of t)
+
+    with the predictions of all chunks, micro-batches and ranks in numerator and denominator, so that none of the three
+    changes it. Hence two halves: `prepare` settles on the CPU what will be asked, as a pure function of the texts and
+    `seed` (never of a rank or a chunk), and thereby the numbers of predictions; a call on any part of the items gives
+    the sums.
+
+    Its own parameters (heads, decoders) train beside the encoder's, are in checkpoints and are not exported.
     """
 
-    def __call__(self, encoder: Any, batch: TokenBatch) -> LossOutput: ...
+    weights: Mapping[str, float]
+    trains: tuple[str, ...]  # the parts of the encoder that learn from it: backbone, pooling
+
+    def prepare(self, batch: TokenBatch, seed: int) -> TokenTask: ...
+
+    def __call__(self, encoder: Any, task: TokenTask) -> Mapping[str, Tensor]:
+        """By term, the sum of the losses of its predictions: scalars, at least fp32."""
+        ...

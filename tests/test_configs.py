@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from embedtrain.config.compose import ROOT, compose_config
 from embedtrain.config.signatures import TargetError, signature
-from embedtrain.config.validate import COMPONENTS
+from embedtrain.config.validate import COLLECTIONS, COMPONENTS
 
 FILES = sorted((ROOT / "configs").glob("*/**/*.yaml"))
 IDS = [str(path.relative_to(ROOT / "configs")) for path in FILES]
@@ -49,7 +49,8 @@ def inherited(path: Path) -> dict[str, Any]:
 def test_an_option_lists_every_parameter_of_a_target_that_exists(path: Path) -> None:
     found = list(components(inherited(path)))
     assert found, f"{path} has no _target_"
-    runtime = COMPONENTS.get(path.parent.name, frozenset())
+    group = path.parent.name
+    runtime = COMPONENTS.get(group, COLLECTIONS.get(f"{group}s", frozenset()))
     for node in found:
         module, _, name = node["_target_"].rpartition(".")
         parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
@@ -77,7 +78,8 @@ def test_the_values_of_an_option_are_the_defaults_of_its_class_or_said_to_differ
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_an_option_composes(path: Path) -> None:
     group, option = path.parent.name, path.stem
-    override = f"source@data.sources.x={option}" if group == "source" else f"{group}={option}"
+    places = {"source": "source@data.sources.x", "teacher": "teacher@teachers.x"}
+    override = f"{places.get(group, group)}={option}"
     composed = compose_config([override])
     assert not composed.problems
 

@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 from embedtrain import cli
 from embedtrain.config.compose import compose_config
-from embedtrain.planning import count_parameters, make_plan
+from embedtrain.planning import Parameters, build_shapes, count_parameters, make_plan, model_shapes
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +34,26 @@ def config(good: list[str], *overrides: str) -> dict[str, Any]:
     return compose_config([*good, *overrides]).config
 
 
+def parameters(chosen: dict[str, Any]) -> Parameters:
+    return count_parameters(model_shapes(chosen)[0], build_shapes(chosen["loss"]))
+
+
 def test_parameters_are_those_of_the_built_model(good: list[str], model: Path) -> None:
     from transformers import AutoConfig, AutoModel
 
     real = AutoModel.from_config(AutoConfig.from_pretrained(model), add_pooling_layer=False)
     expected = sum(p.numel() for p in real.parameters())
-    counted = count_parameters(config(good))
+    counted = parameters(config(good))
     assert (counted.total, counted.trainable, counted.bytes) == (expected, expected, 4 * expected)
-    with_head = count_parameters(config(good, "encoder.projection_dim=8", "loss.learn_temperature=true"))
+    with_head = parameters(config(good, "encoder.projection_dim=8", "loss.learn_temperature=true"))
     assert with_head.total == expected + (32 * 8 + 8) + 1
     assert with_head.embedding_dim == 8
 
 
 def test_only_adapters_train_with_lora(good: list[str]) -> None:
-    counted = count_parameters(config(good, "backbone.lora={r: 2, target_modules: [query]}"))
+    counted = parameters(config(good, "backbone.lora={r: 2, target_modules: [query]}"))
     assert counted.trainable == 3 * 2 * (32 + 32)
-    assert counted.total - counted.trainable == count_parameters(config(good)).total
+    assert counted.total - counted.trainable == parameters(config(good)).total
 
 
 def test_negatives_are_counted_by_where_they_come_from(good: list[str]) -> None:

@@ -223,6 +223,8 @@ class Config:
     backbone: dict[str, Any] = setting({}, "Component: ragged tokens -> hidden states.")
     pooling: dict[str, Any] = setting({}, "Component: hidden states -> one vector per text.")
     loss: dict[str, Any] = setting({}, "Component: embeddings and their relation -> a number.")
+    teachers: dict[str, Any] = setting({}, "Models that a loss learns from, by name: components of embedtrain.teachers.")
+    objective: dict[str, Any] = setting({}, "Component: token states -> a number; takes the place of the loss.")
     encoder: EncoderConfig = _part(EncoderConfig)
     prompts: PromptsConfig = _part(PromptsConfig)
     data: DataConfig = _part(DataConfig)

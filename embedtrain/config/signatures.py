@@ -137,15 +137,31 @@ def _fields(node: ast.ClassDef) -> dict[str, Parameter]:
 @cache
 def _aliases(module: str) -> dict[str, ast.expr]:
     """Module-level names such as `Kernel = Literal["auto", "ragged"]`, imported ones of this package included."""
-    found: dict[str, ast.expr] = {}
-    tree = _tree(module)
-    for node in tree.body if tree else []:
+    names: set[str] = set()
+    for node in _body(module):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            found[node.targets[0].id] = node.value
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(OWN):
-            there = _aliases(node.module)
-            found |= {item.asname or item.name: there[item.name] for item in node.names if item.name in there}
-    return found
+            names.add(node.targets[0].id)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {item.asname or item.name for item in node.names}
+    found = {name: _alias(module, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _body(module: str) -> list[ast.stmt]:
+    tree = _tree(module)
+    return tree.body if tree else []
+
+
+def _alias(module: str, name: str) -> ast.expr | None:
+    """What `name` is short for in `module`. Name by name, since whole modules may import each other."""
+    for node in _body(module):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return node.value
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(OWN):
+            for item in node.names:
+                if (item.asname or item.name) == name:
+                    return _alias(node.module, item.name)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------- by import

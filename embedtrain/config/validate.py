@@ -30,6 +30,7 @@ COMPONENTS: dict[str, frozenset[str]] = {
 }
 COLLECTIONS: dict[str, frozenset[str]] = {
     "encoder.views": OFFERED_TO_POOLING,
+    "teachers": frozenset({"name"}),
     "data.sources": frozenset(),
     "evaluation.evaluators": frozenset(),
     "trackers": frozenset(),

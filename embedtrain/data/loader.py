@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.synchronize import Event
@@ -24,7 +24,7 @@ from embedtrain.data.mixture import Mixture
 from embedtrain.data.sampling import Rows, Sampler, part
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.errors import ConfigError, EmbedtrainError
-from embedtrain.types import TokenBatch
+from embedtrain.types import Teacher, TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class StepLoader:
     tokenizer            texts -> tokens
     accumulation_steps   micro-batches of a step; each is a contiguous slice of the global batch
     num_workers          processes that read and tokenise ahead; 0 does it when asked
+    teachers             by name; what they need of the texts is made in the workers too
     rank, world_size     this rank takes a contiguous slice of each micro-batch, equal to within one row
 
     Raises ConfigError when a batch has fewer rows than ranks times micro-batches.
@@ -54,6 +55,7 @@ class StepLoader:
         tokenizer: TextTokenizer,
         accumulation_steps: int = 1,
         num_workers: int = 1,
+        teachers: Mapping[str, Teacher] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -63,7 +65,7 @@ class StepLoader:
         self.rank = rank
         self.world_size = world_size
         self.steps_per_epoch = sampler.steps_per_epoch
-        self._maker = _BatchMaker(sampler, tokenizer)
+        self._maker = _BatchMaker(sampler, tokenizer, dict(teachers or {}))
         self._refuse_small_batches()
 
     def __len__(self) -> int:
@@ -127,9 +129,10 @@ class StepLoader:
 class _BatchMaker(Dataset):
     """Request -> token batches. What is sent to the workers."""
 
-    def __init__(self, sampler: Sampler, tokenizer: TextTokenizer) -> None:
+    def __init__(self, sampler: Sampler, tokenizer: TextTokenizer, teachers: Mapping[str, Teacher]) -> None:
         self.sampler = sampler
         self.tokenizer = tokenizer
+        self.teachers = teachers
 
     def make(self, requests: list[MicroRequest]) -> list[TokenBatch]:
         return [self._batch(request) for request in requests]
@@ -152,7 +155,10 @@ class _BatchMaker(Dataset):
             name = mixture.names[source]
             examples.append(replace(take(mixture.sources[name][row], positives, negatives), source=name))
             known.append(mixture.indexes[source].known_positives(row))
-        return collate(examples, self.tokenizer, known=known, share=request.share)
+        batch = collate(examples, self.tokenizer, known=known, share=request.share)
+        if not self.teachers:
+            return batch
+        return replace(batch, teachers={name: teacher.prepare(examples) for name, teacher in self.teachers.items()})
 
 
 class _Once:

@@ -20,6 +20,7 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from embedtrain.backbones.locate import locate
 from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
@@ -58,12 +59,12 @@ class ModelFolder:
 def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = None) -> Encoder:
     """The encoder in a sentence-transformers folder, with its pooling, projection, norm, prompts and lengths.
 
-    folder: a folder, or a name on the model hub.
+    folder: a folder, a run directory, `package://<package>/<folder>`, or a name on the model hub.
     backbone: further arguments of `TransformerBackbone`, such as `lora` or `dtype`.
 
     Raises CheckpointError where the folder is incomplete or holds a module that we do not have.
     """
-    model = read_model_folder(_local(folder))
+    model = read_model_folder(local_folder(folder))
     transformer = TransformerBackbone(name=str(model.transformer), **(backbone or {}))
     encoder = Encoder(
         backbone=transformer,
@@ -117,14 +118,21 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     )
 
 
-def _local(folder: str | Path) -> Path:
-    if Path(folder).is_dir():
-        return Path(folder)
+def local_folder(model: str | Path) -> Path:
+    """The folder of a model: of a run directory, inside a package (`package://...`), as named, or fetched from the hub.
+
+    Raises CheckpointError where there is none.
+    """
+    named = Path(locate(str(model)))
+    if (named / "model" / "modules.json").is_file():
+        return named / "model"
+    if named.is_dir():
+        return named
     try:
-        return Path(snapshot_download(str(folder), allow_patterns=list(_FILES)))
+        return Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
     except Exception as error:  # the hub client raises a dozen kinds; each means that there is no folder
         raise CheckpointError(
-            f"{folder} is no folder here, and no model could be fetched under this name: {error}"
+            f"{model} is no folder here, and no model could be fetched under this name: {error}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from embedtrain import distributed
-from embedtrain.assemble import build_encoder, build_evaluators, build_sources
+from embedtrain.assemble import build_encoder, build_evaluators, build_sources, build_teachers
 from embedtrain.config.build import build
 from embedtrain.config.rules import negatives_read
 from embedtrain.data.describe import describe
@@ -31,6 +31,7 @@ from embedtrain.evaluation.result import EvaluationResult, read_results, write_r
 from embedtrain.export.sentence_transformers import check_exportable, export
 from embedtrain.losses import prepare
 from embedtrain.run import Run
+from embedtrain.teachers.spread import refuse_squashed_batch
 from embedtrain.training.callbacks import Callback, Evaluate, Save
 from embedtrain.training.optim import adamw, named_trainable, parameter_groups, schedule_factor
 from embedtrain.training.record import run_record
@@ -39,7 +40,7 @@ from embedtrain.training.telemetry import batch_facts
 from embedtrain.training.trackers import Tracker
 from embedtrain.training.trackers.jsonl import JsonLinesTracker
 from embedtrain.training.trainer import Trainer
-from embedtrain.types import TokenBatch
+from embedtrain.types import Teacher, TokenBatch
 
 log = logging.getLogger("embedtrain")
 
@@ -56,20 +57,22 @@ def run_training(config: dict[str, Any], run: Run) -> int:
     torch.manual_seed(config["run"]["seed"])  # of new weights; batches and dropout have seeds of their own
     encoder = build_encoder(config).to(accelerator.device)
     encoder.encode_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    loss = build(config["loss"])
-    prepare(loss, embedding_dim=encoder.embedding_dim, teachers={})
+    teachers, loss = build_teachers(config), build(config["loss"])
+    prepare(loss, embedding_dim=encoder.embedding_dim, teachers={name: t.dim for name, t in teachers.items()})
     loss.to(accelerator.device)
     check_exportable(encoder)
     distributed.broadcast_tensors([*encoder.parameters(), *loss.parameters()])
     if distributed.is_main():
         log.info("%s", trained_share(encoder, loss))
-    loader = build_loader(config, encoder)
+    loader = build_loader(config, encoder, teachers)
+    for teacher in teachers.values():
+        teacher.load(accelerator.device)
     evaluate = partial(evaluate_all, build_evaluators(config), encoder)
 
     before = measured_once(run.dir / "evaluation" / "before.json", evaluate, config["evaluation"]["before"])
     trackers = build_trackers(config, run)
     try:
-        trainer = build_trainer(config, run, encoder, loss, loader, accelerator, evaluate, trackers)
+        trainer = build_trainer(config, run, encoder, loss, loader, accelerator, evaluate, trackers, teachers)
         done = trainer.fit(trainer.resume())
         trainer.save(done)
     finally:
@@ -94,7 +97,9 @@ def trained_share(encoder: Encoder, loss: nn.Module) -> str:
     return f"{total:,} parameters, {share}"
 
 
-def build_loader(config: Mapping[str, Any], encoder: Encoder) -> StepLoader:
+def build_loader(
+    config: Mapping[str, Any], encoder: Encoder, teachers: Mapping[str, Teacher] | None = None
+) -> StepLoader:
     data, training = config["data"], config["training"]
     mixture = Mixture(sources=build_sources(config), batching=data["batching"], exponent=data["exponent"])
     refuse_unequal_data(mixture)
@@ -113,6 +118,7 @@ def build_loader(config: Mapping[str, Any], encoder: Encoder) -> StepLoader:
         tokenizer=encoder.tokenizer,
         accumulation_steps=training["accumulation_steps"],
         num_workers=data["num_workers"],
+        teachers=teachers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
@@ -145,6 +151,7 @@ def build_trainer(
     accelerator: Accelerator,
     evaluate: Callable[[], Results],
     trackers: list[Tracker],
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> Trainer:
     training, optim = config["training"], config["optim"]
     scaler = accelerator.scaler
@@ -156,6 +163,7 @@ def build_trainer(
         seed=config["run"]["seed"],
         device=accelerator.device,
         autocast=accelerator.autocast,
+        teachers=teachers,
         **({"scale": scaler.scale} if scaler is not None else {}),
     )
     named = named_trainable(encoder, loss)
@@ -241,7 +249,11 @@ def measured_once(path: Path, evaluate: Callable[[], Results], wanted: bool, *, 
 
 
 def say_first_step(step: ContrastiveStep, run: Run, micro_batches: Sequence[TokenBatch]) -> None:
-    """The line that tells what a query is contrasted with: in the log, and in negatives.json for card and report."""
+    """The line that tells what a query is contrasted with: in the log, and in negatives.json for card and report.
+
+    Raises ConfigError or TrainingError where this step, and so probably every other, teaches nothing.
+    """
+    refuse_squashed_batch(step.loss, step.teachers, micro_batches)
     padded = step.chunk_tokens if getattr(step.encoder.backbone, "kernel", "") == "padded" else None
     reads = negatives_read(run.config["loss"])
     facts = batch_facts(micro_batches, in_batch=reads != {"hard_only"}, padded_chunk_tokens=padded)

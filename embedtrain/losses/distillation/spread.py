@@ -34,7 +34,7 @@ class ScoresRead:
         return cls(teacher, MARGIN_SPREAD * scale)
 
     def problem(self, spread: float | None) -> str | None:
-        """What is wrong with scores of this spread (see `score_spread`), if anything."""
+        """What is wrong with scores of this mean spread (None: no query brings two documents), if anything."""
         whose = "scores of the rows" if self.teacher is None else f"scores of the teacher {self.teacher!r}"
         if spread is None:
             return (
@@ -58,16 +58,30 @@ def scores_read(loss: nn.Module) -> Iterator[ScoresRead]:
             yield read
 
 
-def score_spread(scores: Tensor, owner: Tensor) -> float | None:
-    """The spread of `scores` [D] over the documents of each query, `owner` [D]; None where no query has two.
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The spread over some queries; those of several batches, sources or ranks add up."""
+
+    total: float = 0.0
+    queries: int = 0  # that brought two documents or more
+
+    def __add__(self, other: Spread) -> Spread:
+        return Spread(self.total + other.total, self.queries + other.queries)
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.queries if self.queries else None
+
+
+def score_spread(scores: Tensor, owner: Tensor) -> Spread:
+    """The spread of `scores` [D] over the documents of each query, `owner` [D].
 
     Scores that are not there (NaN), and documents that no query brought, do not count.
     """
     there = torch.isfinite(scores) & (owner >= 0)
     values, owner = scores[there].double(), owner[there]
     count = torch.bincount(owner)
-    if not (count > 1).any():
-        return None
     mean = values.new_zeros(len(count)).index_add_(0, owner, values) / count.clamp(min=1)
     squares = values.new_zeros(len(count)).index_add_(0, owner, (values - mean[owner]).square())
-    return float((squares / count.clamp(min=1)).sqrt()[count > 1].mean())
+    deviation = (squares / count.clamp(min=1)).sqrt()[count > 1]
+    return Spread(float(deviation.sum()), deviation.numel())

@@ -18,7 +18,7 @@ class AnglE(CoSENT):
         angle(q, d) = | sum of real and imaginary parts of q / d, lengths taken out |
                     = | (a.c + b.d' + b.c - a.d') / (|q| |d|) |   for q = a + ib,  d = c + id'
 
-    Li and Li 2023 (arXiv:2309.12871, equations 3 to 7). The first half of an embedding is real, the second imaginary.
+    Li and Li 2023 (arXiv:2309.12871). The first half of an embedding is real, the second imaginary.
     The paper prints the exponent of equation 3 with the other sign, as for an angle that shrinks as texts grow alike; the
     authors' code and sentence-transformers have it as here, and so it must be, since `angle` is 1 for equal texts.
     The paper adds CoSENT and InfoNCE to it; so does `loss=weighted_sum`: weights 1 (CoSENT), 1 (InfoNCE) and 0.02 (this),

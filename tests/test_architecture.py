@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "types", "distributed", "encoder", "data"},
     "export": {"errors", "types", "distributed", "encoder", "backbones", "pooling", "data"},
     "teachers": {"errors", "types", "distributed", "data", "encoder", "export", "losses"},
+    "objectives": {"errors", "types", "backbones", "data", "encoder"},
     "assemble": {"errors", "types", "config", "backbones", "data", "encoder", "evaluation"},
     "inference": {"errors", "types", "distributed", "assemble", "evaluation", "export", "teachers"},
     "planning": {"errors", "types", "config", "data", "encoder", "losses", "assemble", "teachers"},

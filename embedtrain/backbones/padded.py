@@ -17,14 +17,19 @@ from embedtrain.backbones.ragged import RaggedLayout
 
 
 def padded_states(
-    model: PreTrainedModel, ids: Tensor, layout: RaggedLayout, options: Mapping[str, Any]
+    model: PreTrainedModel, read: Tensor, layout: RaggedLayout, options: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Hidden states [S, H] of flat `ids` [S]; with the option `output_hidden_states` those of every layer."""
-    device = ids.device
+    """Hidden states [S, H] of flat ids [S] or input vectors [S, H]; with `output_hidden_states` those of every layer."""
+    device = read.device
     lengths = torch.tensor(layout.lengths, device=device)
     mask = torch.arange(layout.longest, device=device) < lengths[:, None]  # [N, T]
-    padded = torch.full(mask.shape, model.config.pad_token_id or 0, dtype=ids.dtype, device=device)
-    padded[mask] = ids
-    output = model(input_ids=padded, attention_mask=mask.long(), **options)
+    if read.ndim == 1:
+        filler = model.config.pad_token_id or 0
+        padded = {
+            "input_ids": torch.full(mask.shape, filler, dtype=read.dtype, device=device).masked_scatter(mask, read)
+        }
+    else:
+        padded = {"inputs_embeds": read.new_zeros(*mask.shape, read.shape[1]).index_put((mask,), read)}
+    output = model(**padded, attention_mask=mask.long(), **options)
     states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
     return [state[mask] for state in states]

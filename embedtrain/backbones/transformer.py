@@ -127,40 +127,48 @@ class TransformerBackbone(nn.Module):
         """A plain transformers model with the adapters, if any, added to the weights; for export. Nothing here changes."""
         return merged_model(self.hf_model) if has_adapters(self.hf_model) else self.hf_model
 
-    def forward(self, tokens: RaggedTokens, *, all_layers: bool = False) -> Tensor | list[Tensor]:
-        """The last hidden states [S, H]; with `all_layers` a list of them: of the embedding, then of every layer."""
+    def forward(
+        self, tokens: RaggedTokens, *, all_layers: bool = False, inputs: Tensor | None = None
+    ) -> Tensor | list[Tensor]:
+        """The last hidden states [S, H]; with `all_layers` a list of them: of the embedding, then of every layer.
+
+        inputs: vectors [S, H] that are read in place of the input embeddings of the ids.
+        """
         if tokens.ids.device.type not in self._proved:
             self._prove(tokens.ids.device)
-        states = self._states(tokens, all_layers=all_layers)
+        states = self._states(tokens, all_layers=all_layers, inputs=inputs)
         return states if all_layers else states[-1]
 
     def finish(self, states: Tensor) -> Tensor:
         """States [S, H] of an inner layer as this model's last hidden states, were it cut after that layer."""
         return final_norm(self.hf_model)(states)
 
-    def _states(self, tokens: RaggedTokens, *, all_layers: bool = False) -> list[Tensor]:
+    def _states(self, tokens: RaggedTokens, *, all_layers: bool = False, inputs: Tensor | None = None) -> list[Tensor]:
         layout = RaggedLayout(tuple(tokens.lengths.tolist()))
         refuse_longer(layout.longest, self.longest_text, self.name)
         if len(layout.groups) == len(set(layout.lengths)):  # as chunks come: equal lengths are neighbours
-            return self._run(tokens.ids, layout, all_layers)
+            return self._run(tokens.ids if inputs is None else inputs, layout, all_layers)
         order = torch.argsort(tokens.lengths, descending=True, stable=True)
         grouped = tokens.select(order)
-        states = self._run(grouped.ids, RaggedLayout(tuple(grouped.lengths.tolist())), all_layers)
         flat = RaggedTokens(torch.arange(tokens.num_tokens), tokens.offsets, tokens.spans).select(order).ids
-        back = torch.argsort(flat).to(tokens.ids.device)
+        flat = flat.to(tokens.ids.device)
+        layout = RaggedLayout(tuple(grouped.lengths.tolist()))
+        states = self._run(grouped.ids if inputs is None else inputs[flat], layout, all_layers)
+        back = torch.argsort(flat)
         return [state[back] for state in states]
 
-    def _run(self, ids: Tensor, layout: RaggedLayout, all_layers: bool) -> list[Tensor]:
+    def _run(self, read: Tensor, layout: RaggedLayout, all_layers: bool) -> list[Tensor]:
+        """`read`: token ids [S] or vectors [S, H]."""
         options = {"output_hidden_states": True} if all_layers else {}
         if "use_cache" in self._accepts:
             options["use_cache"] = False
         if self._kernel == "padded":
-            return padded_states(self.hf_model, ids, layout, options)
-        positions = layout.positions(ids.device) + self._first_position
+            return padded_states(self.hf_model, read, layout, options)
+        positions = layout.positions(read.device) + self._first_position
         output = self.hf_model(
-            input_ids=ids.unsqueeze(0),
+            **{"input_ids" if read.ndim == 1 else "inputs_embeds": read.unsqueeze(0)},
             # All ones, so that transformers does not take restarting positions for its own kind of packing.
-            attention_mask=torch.ones(1, ids.numel(), dtype=torch.long, device=ids.device),
+            attention_mask=torch.ones(1, layout.num_tokens, dtype=torch.long, device=read.device),
             position_ids=positions.unsqueeze(0),
             layout=layout,
             **options,

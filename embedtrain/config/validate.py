@@ -27,6 +27,7 @@ COMPONENTS: dict[str, frozenset[str]] = {
     "backbone": frozenset(),
     "pooling": OFFERED_TO_POOLING,
     "loss": frozenset(),
+    "objective": frozenset({"encoder"}),
 }
 COLLECTIONS: dict[str, frozenset[str]] = {
     "encoder.views": OFFERED_TO_POOLING,
@@ -140,7 +141,7 @@ def _components(config: dict[str, Any]) -> Iterator[str]:
     if _waits_for_path(config):
         yield "data.path: required, and not set. It names the file or folder to train on: data.path=pairs.jsonl"
     for key, runtime in COMPONENTS.items():
-        yield from _component(config.get(key), key, allow, runtime, required=True)
+        yield from _component(config.get(key), key, allow, runtime, required=_is_required(key, config))
     for key, runtime in COLLECTIONS.items():
         try:
             named = get(config, key)
@@ -156,11 +157,16 @@ def _components(config: dict[str, Any]) -> Iterator[str]:
             yield f"{place}._target_: no component belongs here, got {node['_target_']!r}."
 
 
+def _is_required(key: str, config: dict[str, Any]) -> bool:
+    """A run trains by a loss or by an objective."""
+    return key not in ("loss", "objective") or (key == "loss" and not config.get("objective"))
+
+
 def _component(
     node: Any, key: str, allow: list[str], runtime: frozenset[str], *, required: bool = False
 ) -> Iterator[str]:
-    if node is None and not required:
-        return  # a source that a recipe drops
+    if not node and not required:
+        return  # a source that a recipe drops, a group of which no option was chosen
     if not isinstance(node, dict) or "_target_" not in node:
         if not node and required:
             yield f"{key}: required, and not set. Choose an option with {key}=<name> (see configs/{key}/)."

@@ -1,0 +1,25 @@
+"""Objectives on token states, for stages before contrast: what `embedtrain.types.TokenObjective` describes.
+
+masked_lm.py       predict hidden tokens                        mntp.py            the same from one place before, for decoders
+retromae.py        rebuild a text from its embedding by a weak decoder; the bag of words of DupMAE
+reconstruction.py  rebuild the other side of a pair from an embedding, by the language model itself
+translation.py     rebuild the other side of a pair from the token states of this one
+
+texts.py      which texts of a batch take part, and their seeds       masking.py     which tokens are hidden
+words.py      the predicted tokens of ragged texts, padded            decoder.py     attention blocks of the decoders
+prediction.py cross-entropy over the vocabulary in little memory      reading.py     what is read off an encoder
+"""
+
+from embedtrain.objectives.masked_lm import MaskedLanguageModel
+from embedtrain.objectives.mntp import MaskedNextToken
+from embedtrain.objectives.reconstruction import BidirectionalReconstruction
+from embedtrain.objectives.retromae import RetroMAE
+from embedtrain.objectives.translation import RepresentationTranslation
+
+__all__ = [
+    "BidirectionalReconstruction",
+    "MaskedLanguageModel",
+    "MaskedNextToken",
+    "RepresentationTranslation",
+    "RetroMAE",
+]

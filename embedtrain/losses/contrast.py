@@ -51,7 +51,7 @@ class Tile:
     term: str
     logits: Tensor  # [R, C] similarity / temperature, changed in place; pairs that are no negatives are -inf
     scale: Tensor  # scalar, 1 / temperature
-    positive: Tensor  # [R] logit of the row's best positive
+    positive: Tensor  # [R] logit of the row's best positive, no margin taken off
     rows: Tensor  # [R] number of the query (q2*) or document (d2*), CPU
     columns: Tensor | None  # [C] number of the document, CPU; None: all queries or documents in order
     hard: Tensor  # positions of the rows' own hard negatives in logits.view(-1)
@@ -188,10 +188,11 @@ class _Sweep:
         query = asking - first
         pairs = Pairs(self.to_device(query), self.to_device(torch.bincount(query, minlength=last - first)))
         similarity = self.space.pairs(asking, answers)
-        positive = self.shifted((similarity - self.margin) * self.scale)
+        logit = self.shifted(similarity * self.scale)
+        positive = logit - self.margin * self.scale
         rows = {
-            "q": _Rows(torch.arange(first, last), slice(first, last), pairs.largest(positive)),
-            "d": _Rows(answers, answers, positive),
+            "q": _Rows(torch.arange(first, last), slice(first, last), pairs.largest(logit)),
+            "d": _Rows(answers, answers, logit),
         }
         streams = {term: self.stream(term, rows[term[0]]) for term in self.terms}
 

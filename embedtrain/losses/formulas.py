@@ -9,7 +9,11 @@ s is a logit (similarity / temperature), N(term) the sum of exp(s) over the nega
 
 n counts the terms whose columns hold the positive itself, q2d and d2q, and is at least 1: GTE (arXiv:2308.03281)
 sums q2d and d2q over all j, so its denominator has the positive twice; Qwen3 (arXiv:2506.05176) has it once.
-With *each*, the other positives of a query are left out of the denominator (CoDiEmb, arXiv:2508.11442).
+With *each*, the other positives of a query are left out of the denominator (CoDiEmb, arXiv:2508.11442). *Decoupled*
+(arXiv:2110.06848) leaves the positive itself out as well, n = 0: its gradient no longer shrinks as the positive comes near.
+
+    sigmoid             mean over p of log(1 + e^-s_p) + sum over terms of the sum over negatives of log(1 + e^s)
+    focal               any of these times (1 - p)^gamma, p = e^-loss, without gradient through the factor
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,32 +71,51 @@ class BlockRows:
 RowFormula = Callable[[BlockRows], Tensor]
 
 
-def each_joint(rows: BlockRows) -> Tensor:
-    inside = [rows.positive] * positive_count(rows)
-    total = torch.logsumexp(torch.stack(inside + [rows.per_pair(term) for term in rows.negatives]), dim=0)
-    return rows.pairs.mean(total - rows.positive)
+def each_joint(rows: BlockRows, *, inside: bool = True) -> Tensor:
+    own = [rows.positive] * positive_count(rows, inside)
+    return rows.pairs.mean(_minus_log_share(rows.positive, own, [rows.per_pair(term) for term in rows.negatives]))
 
 
-def each_separate(rows: BlockRows) -> Tensor:
-    losses = [torch.logaddexp(rows.positive, rows.per_pair(term)) - rows.positive for term in rows.negatives]
+def each_separate(rows: BlockRows, *, inside: bool = True) -> Tensor:
+    own = [rows.positive] if inside else []
+    losses = [_minus_log_share(rows.positive, own, [rows.per_pair(term)]) for term in rows.negatives]
     return rows.pairs.mean(torch.stack(losses).mean(0))
 
 
-def summed_joint(rows: BlockRows) -> Tensor:
+def summed_joint(rows: BlockRows, *, inside: bool = True) -> Tensor:
     positives, answered = summed_positives(rows)
-    inside = [positives] * positive_count(rows)
-    total = torch.logsumexp(torch.stack(inside + [rows.per_query(term) for term in rows.negatives]), dim=0)
-    return torch.where(answered, total - positives, 0.0)
+    own = [positives] * positive_count(rows, inside)
+    loss = _minus_log_share(positives, own, [rows.per_query(term) for term in rows.negatives])
+    return torch.where(answered, loss, 0.0)
 
 
-def summed_separate(rows: BlockRows) -> Tensor:
+def summed_separate(rows: BlockRows, *, inside: bool = True) -> Tensor:
     positives, answered = summed_positives(rows)
-    losses = [torch.logaddexp(positives, rows.per_query(term)) - positives for term in rows.negatives]
+    own = [positives] if inside else []
+    losses = [_minus_log_share(positives, own, [rows.per_query(term)]) for term in rows.negatives]
     return torch.where(answered, torch.stack(losses).mean(0), 0.0)
 
 
-def positive_count(rows: BlockRows) -> int:
-    return max(1, len({"q2d", "d2q"} & rows.negatives.keys()))
+def sigmoid_pairs(rows: BlockRows) -> Tensor:
+    """For negatives reduced by `reductions.sigmoid`. A query without a pair counts its negatives alone."""
+    negatives = [
+        rows.negatives[term] if term[0] == "q" else rows.pairs.mean(rows.negatives[term]) for term in rows.negatives
+    ]
+    return rows.pairs.mean(softplus(-rows.positive)) + torch.stack(negatives).sum(0)
+
+
+def focal(formula: RowFormula, gamma: float) -> RowFormula:
+    """Rows that are nearly solved count less: (1 - p)^gamma with p = e^-loss (KaLM-Embedding V2, arXiv:2506.20923)."""
+
+    def weighted(rows: BlockRows) -> Tensor:
+        loss = formula(rows)
+        return (1 - torch.exp(-loss.detach())).clamp(min=0) ** gamma * loss
+
+    return weighted
+
+
+def positive_count(rows: BlockRows, inside: bool) -> int:
+    return max(1, len({"q2d", "d2q"} & rows.negatives.keys())) if inside else 0
 
 
 def summed_positives(rows: BlockRows) -> tuple[Tensor, Tensor]:
@@ -100,7 +124,14 @@ def summed_positives(rows: BlockRows) -> tuple[Tensor, Tensor]:
     return torch.where(answered, rows.pairs.logsumexp(rows.positive), 0.0), answered
 
 
-FORMULAS: dict[tuple[str, str], RowFormula] = {
+def _minus_log_share(positive: Tensor, own: list[Tensor], negatives: list[Tensor]) -> Tensor:
+    """log of the summed exponentials of `own` and `negatives`, less `positive`; 0 where there is nothing to sum."""
+    parts = torch.stack([*own, *negatives])
+    empty = (parts.detach() == -math.inf).all(0)
+    return torch.where(empty, 0.0, torch.logsumexp(torch.where(empty, 0.0, parts), dim=0) - positive)
+
+
+FORMULAS: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("each", "joint"): each_joint,
     ("each", "separate"): each_separate,
     ("summed", "joint"): summed_joint,

@@ -35,6 +35,11 @@ class Matryoshka(nn.Module):
 
     def prepare(self, *, embedding_dim: int, teachers: Mapping[str, int]) -> None:
         """Raises ConfigError where a dim is larger than the embedding: known once the encoder is, before any step."""
+        if any(getattr(module, "remembers_dim", False) for module in self.inner.modules()):
+            raise ConfigError(
+                "loss.inner has a memory, which remembers embeddings of one size, inside a loss that changes the size. "
+                "Remove loss.inner.extra.memory."
+            )
         too_large = [dim for dim in self.weights if dim > embedding_dim]
         if too_large:
             raise ConfigError(

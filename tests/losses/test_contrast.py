@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from embedtrain.losses import contrast as core
 from embedtrain.losses.contrast import Tile, contrast
 from embedtrain.losses.formulas import BlockRows, each_joint
-from embedtrain.losses.modifiers import FalseNegativeFilter, HardnessWeight
+from embedtrain.losses.modifiers.hardness import HardnessWeight
+from embedtrain.losses.modifiers.margin import FalseNegativeFilter
 from tests.helpers.batches import aligned_batch, random_batch, with_leaves
 
 ALL = ("q2d", "d2q", "q2q", "d2d")

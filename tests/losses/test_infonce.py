@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from embedtrain.errors import ConfigError
+from embedtrain.losses.extra.memory import CrossBatchMemory
 from embedtrain.losses.infonce import InfoNCE
 from embedtrain.types import EmbeddingBatch
 from tests.helpers.batches import aligned_batch, permute_documents, random_batch, with_leaves
 from tests.losses import oracle
+from tests.losses.settings import infonce
 
 TERMS = [("q2d",), ("d2q",), ("q2d", "d2q"), ("q2d", "q2q", "d2d"), ("q2d", "d2q", "q2q", "d2d")]
 HARDNESS = [None, {"alpha": 9.0, "negatives": "all"}, {"alpha": 5.0, "negatives": "hard"}]
@@ -23,10 +25,10 @@ MARGINS = [
     {"absolute": 0.0, "curated": True},
 ]
 SETTINGS = [
-    {"terms": t, "partition": p, "positives": k, "hardness": h, "false_negative_margin": m}
+    {"terms": t, "partition": p, "positives": k, "hardness": h, "false_negatives": m}
     for t, p, k, h, m in itertools.product(TERMS, ("joint", "separate"), ("each", "summed"), HARDNESS, MARGINS)
 ] + [
-    {"negatives": "hard_only", "positives": k, "hardness": h, "false_negative_margin": m}
+    {"negatives": "hard_only", "positives": k, "hardness": h, "false_negatives": m}
     for k, h, m in itertools.product(("each", "summed"), HARDNESS, MARGINS)
 ]
 
@@ -48,10 +50,10 @@ def ragged_batch(seed: int) -> EmbeddingBatch:
 def test_loss_and_gradient_are_those_of_a_loop_over_pairs(settings):
     for seed in (1, 2):
         batch = ragged_batch(seed)
-        output = InfoNCE(temperature=0.3, **settings)(batch)
+        output = infonce(temperature=0.3, **settings)(batch)
         expected, filtered = oracle.infonce(with_leaves(batch), temperature=0.3, **settings)
         assert output.loss.item() == pytest.approx(expected.item(), rel=1e-10)
-        if settings["false_negative_margin"]:
+        if settings["false_negatives"]:
             assert output.metrics["filtered_per_query"].item() * 5 == pytest.approx(filtered)
         reference = with_leaves(batch)
         wanted = gradients(reference, oracle.infonce(reference, temperature=0.3, **settings)[0])
@@ -74,9 +76,9 @@ def test_gradients_pass_gradcheck_with_a_learned_temperature(terms):
     batch = ragged_batch(3)
 
     def loss(queries, documents, log_scale):
-        criterion = InfoNCE(temperature=0.3, learn_temperature=True, terms=terms)
-        del criterion.log_scale
-        criterion.log_scale = log_scale
+        criterion = infonce(temperature=0.3, learn_temperature=True, terms=terms)
+        del criterion.temperature.log_scale
+        criterion.temperature.log_scale = log_scale
         changed = with_leaves(batch)
         object.__setattr__(changed.queries, "values", queries)
         object.__setattr__(changed.documents, "values", documents)
@@ -89,25 +91,25 @@ def test_gradients_pass_gradcheck_with_a_learned_temperature(terms):
 def test_a_learned_temperature_gets_the_gradient_of_the_formula():
     batch = ragged_batch(4)
     settings = {"terms": ("q2d", "d2q"), "partition": "separate", "hardness": {"alpha": 9.0}}
-    criterion = InfoNCE(temperature=0.2, learn_temperature=True, **settings).double()
+    criterion = infonce(temperature=0.2, learn_temperature=True, **settings).double()
     criterion(batch).loss.backward()
     log_scale = torch.tensor(math.log(5), dtype=torch.float64, requires_grad=True)
     expected, _ = oracle.infonce(with_leaves(batch), temperature=torch.exp(-log_scale), **settings)
     expected.backward()
-    assert criterion.log_scale.grad.item() == pytest.approx(log_scale.grad.item(), rel=1e-6)
+    assert criterion.temperature.log_scale.grad.item() == pytest.approx(log_scale.grad.item(), rel=1e-6)
 
 
 def test_a_learned_temperature_stays_in_its_range_and_can_come_back():
     criterion = InfoNCE(temperature=0.01, learn_temperature=True)
     optimizer = torch.optim.SGD(criterion.parameters(), lr=1.0)
     with torch.no_grad():
-        criterion.log_scale.fill_(10.0)  # an optimizer step too far
+        criterion.temperature.log_scale.fill_(10.0)  # an optimizer step too far
     output = criterion(random_batch(spread=0.1))
     assert output.metrics["temperature"].item() == pytest.approx(0.01)
     output.loss.backward()
-    assert criterion.log_scale.grad.item() > 0  # similar texts all around: a softer softmax is better
+    assert criterion.temperature.log_scale.grad.item() > 0  # similar texts all around: a softer softmax is better
     optimizer.step()
-    assert criterion.log_scale.item() < math.log(100)
+    assert criterion.temperature.log_scale.item() < math.log(100)
 
 
 # -- against sentence-transformers -------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ PEER_HARDNESS = {"all": "all_negatives", "hard": "hard_negatives"}
 def test_equal_to_sentence_transformers(settings, hard):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     batch = aligned_batch(hard=hard)
-    output = InfoNCE(temperature=0.05, **settings)(batch)
+    output = infonce(temperature=0.05, **settings)(batch)
     hardness = settings["hardness"]
     peer = losses.MultipleNegativesRankingLoss(
         torch.nn.Identity(),
@@ -157,11 +159,11 @@ def test_equal_to_sentence_transformers(settings, hard):
 
 @pytest.mark.parametrize("settings", [{}, {"terms": TERMS[-1]}, {"negatives": "hard_only"}], ids=str)
 def test_slices_of_the_rows_add_up_to_the_whole(settings):
-    criterion = InfoNCE(temperature=0.2, false_negative_margin={"absolute": 0.1}, learn_temperature=True, **settings)
+    criterion = infonce(temperature=0.2, false_negatives={"absolute": 0.1}, learn_temperature=True, **settings)
     whole = random_batch(5, queries=7, texts=6, contents=12)
     output = criterion(whole)
     output.loss.backward()
-    expected = [whole.queries.values.grad, whole.documents.values.grad, criterion.log_scale.grad.clone()]
+    expected = [whole.queries.values.grad, whole.documents.values.grad, criterion.temperature.log_scale.grad.clone()]
     criterion.zero_grad()
     losses, metrics = [], []
     parts = with_leaves(whole)
@@ -173,7 +175,7 @@ def test_slices_of_the_rows_add_up_to_the_whole(settings):
     assert sum(losses) == pytest.approx(output.loss.item(), rel=1e-6)
     for name, value in output.metrics.items():
         assert sum(m[name].item() for m in metrics) == pytest.approx(value.item(), rel=1e-6), name
-    found = [parts.queries.values.grad, parts.documents.values.grad, criterion.log_scale.grad]
+    found = [parts.queries.values.grad, parts.documents.values.grad, criterion.temperature.log_scale.grad]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
@@ -184,7 +186,7 @@ def test_the_order_of_the_documents_does_not_matter(settings):
     batch = random_batch(6, negatives=(2, 2), positives=(1, 1), known=(0, 0))
     order = torch.cat([torch.nonzero(batch.relation.is_positive), torch.nonzero(~batch.relation.is_positive)]).flatten()
     other = permute_documents(batch, order)
-    criterion = InfoNCE(**settings)
+    criterion = infonce(**settings)
     first, second = criterion(batch).loss, criterion(other).loss
     assert first.item() == pytest.approx(second.item(), rel=1e-12)
     torch.testing.assert_close(gradients(batch, first)[1][order], gradients(other, second)[1])
@@ -211,10 +213,10 @@ def test_curated_hard_negatives_survive_the_filter_unless_asked():
     with torch.no_grad():  # the hard negative of query 0 and the positive of query 1 are nearer to query 0 than its own
         batch.documents.values[1] = batch.queries.values[0]
         batch.documents.values[2] = batch.queries.values[0]
-    kept = InfoNCE(false_negative_margin={"absolute": 0.1})(batch)
-    every = InfoNCE(false_negative_margin={"absolute": 0.1, "curated": True})(batch)
+    kept = infonce(false_negatives={"absolute": 0.1})(batch)
+    every = infonce(false_negatives={"absolute": 0.1, "curated": True})(batch)
     rows = EmbeddingBatch(batch.queries, batch.documents, batch.relation, slice(0, 1))
-    gradient = gradients(rows, InfoNCE(false_negative_margin={"absolute": 0.1})(rows).loss)[1]
+    gradient = gradients(rows, infonce(false_negatives={"absolute": 0.1})(rows).loss)[1]
     assert gradient[1].norm() > 0
     assert gradient[2].norm() == 0
     assert every.metrics["filtered_per_query"] > kept.metrics["filtered_per_query"]
@@ -285,14 +287,17 @@ def test_metrics_by_hand():
         ({"negatives": "none"}, "loss.negatives"),
         ({"positives": "all"}, "loss.positives"),
         ({"negatives": "hard_only", "terms": ["q2d", "d2q"]}, "Use terms: \\[q2d\\]"),
-        ({"hardness": {"alpha": -1}}, "loss.hardness.alpha"),
-        ({"hardness": {"alpha": 1, "negatives": "some"}}, "loss.hardness.negatives"),
-        ({"hardness": {"alfa": 1}}, "loss.hardness.alfa: no such setting. It takes: alpha, negatives"),
-        ({"hardness": {}}, "loss.hardness: needs alpha"),
-        ({"false_negative_margin": {}}, "exactly one of absolute and relative"),
-        ({"false_negative_margin": {"absolute": 0.1, "relative": 0.1}}, "exactly one of absolute and relative"),
+        ({"focal": -1}, "loss.focal"),
+        ({"hardness": {"alpha": -1}}, "loss.modifiers.hardness.alpha"),
+        ({"hardness": {"alpha": 1, "negatives": "some"}}, "loss.modifiers.hardness.negatives"),
+        ({"false_negatives": {}}, "exactly one of absolute and relative"),
+        ({"false_negatives": {"absolute": 0.1, "relative": 0.1}}, "exactly one of absolute and relative"),
+        ({"guide": {"teacher": "guide", "absolute": None}}, "exactly one of absolute, relative and threshold"),
+        ({"scope": "all"}, "loss.modifiers.scope.of: expected own or none, got 'all'"),
+        ({"hardest": 0}, "loss.modifiers.hardest.k: expected at least 1 negative, got 0"),
+        ({"views": {"sparse": 1.0}, "extra": {"memory": CrossBatchMemory(size=3)}}, "loss.extra: memory add to the"),
     ],
 )
 def test_bad_settings_name_the_key(settings, message):
     with pytest.raises(ConfigError, match=message):
-        InfoNCE(**settings)
+        infonce(**settings)

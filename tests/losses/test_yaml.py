@@ -12,7 +12,7 @@ from embedtrain.config.build import build
 from embedtrain.config.compose import ROOT, compose_config
 from embedtrain.losses.infonce import InfoNCE
 from embedtrain.losses.matryoshka import Matryoshka
-from embedtrain.losses.modifiers import HardnessWeight
+from embedtrain.losses.modifiers.hardness import HardnessWeight
 from tests.helpers.batches import annotated, random_batch
 
 LOSSES = sorted(path.stem for path in (ROOT / "configs" / "loss").glob("*.yaml"))
@@ -39,18 +39,19 @@ def test_yaml_and_class_have_the_same_defaults():
     node = composed("loss=infonce")
     for name, parameter in inspect.signature(InfoNCE).parameters.items():
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        default = {} if name in ("modifiers", "extra") else default
         assert node[name] == default, name
 
 
 def test_hardness_weighted_is_infonce_with_weights():
     loss = build(composed("loss=hardness_weighted"))
     assert isinstance(loss, InfoNCE)
-    assert isinstance(loss.modifiers[0], HardnessWeight)
-    assert loss.modifiers[0].alpha == 9.0
+    assert isinstance(loss.modifiers["hardness"], HardnessWeight)
+    assert loss.modifiers["hardness"].alpha == 9.0
 
 
 def test_the_inner_loss_of_matryoshka_can_be_chosen_and_set():
     loss = build(composed("loss=matryoshka", "loss@loss.inner=hardness_weighted", "loss.inner.temperature=0.01"))
     assert isinstance(loss, Matryoshka)
-    assert loss.inner.temperature == 0.01
-    assert isinstance(loss.inner.modifiers[0], HardnessWeight)
+    assert loss.inner.temperature.start == 0.01
+    assert isinstance(loss.inner.modifiers["hardness"], HardnessWeight)

@@ -1,18 +1,22 @@
 """A query's own documents as a rectangle [R, C], and who scores them: the student, a teacher, the rows.
 
-Queries bring different numbers of documents. Places without one hold `ABSENT` in place of a score: as a logit it is so low
-that its share of a softmax is 0 to the last bit, and yet finite, so that 0 * log 0 never becomes NaN.
+Queries bring different numbers of documents. Places without one hold `ABSENT` in place of a logit: so low that its share of
+a softmax is 0 to the last bit, and yet finite, so that 0 * log 0 never becomes NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError, DataError
-from embedtrain.types import EmbeddingBatch, Embeddings, Needs
+from embedtrain.losses.precision import full
+from embedtrain.losses.similarity import EMBEDDING, Space, space_of
+from embedtrain.types import EmbeddingBatch, Needs
 
 ABSENT = -1e30
 
@@ -21,13 +25,50 @@ ABSENT = -1e30
 class Candidates:
     """The documents that each of this rank's R queries brought, in their order; C is the most that one brought."""
 
-    document: Tensor  # [R, C] number of the document; 0 where there is none
-    exists: Tensor  # [R, C] bool
+    query: Tensor  # [P] number of the query of each pair, ascending, CPU
+    number: Tensor  # [P] number of its document, CPU
+    exists: Tensor  # [R, C] bool: the pairs, row by row
     is_positive: Tensor  # [R, C] bool; False where there is none
+
+    def rectangle(self, values: Tensor) -> Tensor:
+        """Values of the pairs [P] at their places [R, C]; 0 where there is none."""
+        return values.new_zeros(self.exists.shape).masked_scatter(self.exists, values)
+
+    def logits(self, scores: Tensor, temperature: float) -> Tensor:
+        """`scores` [R, C] / temperature; `ABSENT` where there is no document."""
+        return (scores / temperature).masked_fill(~self.exists, ABSENT)
 
     def log_shares(self, scores: Tensor, temperature: float) -> Tensor:
         """log softmax of `scores` [R, C] / temperature over each query's documents; about `ABSENT` where there is none."""
-        return (scores / temperature).masked_fill(~self.exists, ABSENT).log_softmax(-1)
+        return self.logits(scores, temperature).log_softmax(-1)
+
+    def similarities(self, space: Space) -> Tensor:
+        """How `space` compares each query with its documents, [R, C], with gradient."""
+        return self.rectangle(_Pairs.apply(space, self.query, self.number, *space.inputs))
+
+    def teacher_scores(self, batch: EmbeddingBatch, teacher: str | None) -> Tensor:
+        """The scores [R, C] of a teacher by name (similarity of its embeddings), or those in the rows for None.
+
+        Raises ConfigError where the run has neither, DataError where some rows have no score.
+        """
+        if teacher is not None:
+            with torch.no_grad():
+                return self.similarities(space_of(batch.teacher(teacher))).to(full(batch.queries.values).dtype)
+        if batch.relation.scores is None:
+            raise ConfigError(
+                "loss.teacher: null reads the scores of the rows, but no row brings any. Give each row `scores` (one for each "
+                "positive, then one for each negative), or name a teacher that the config has under `teachers`."
+            )
+        scores = batch.relation.scores.to(full(batch.queries.values))[self.number.to(batch.relation.scores.device)]
+        absent = ~torch.isfinite(scores)
+        if absent.any():
+            queries = torch.unique(self.query[absent.cpu()]).tolist()
+            raise DataError(
+                f"loss.teacher: null reads the scores of the rows, but {len(queries)} of this batch's {len(self.exists)} rows "
+                f"have none, or one that is no finite number (the first is query {queries[0]} of the batch). Score them too, "
+                "or leave the source without scores out."
+            )
+        return self.rectangle(scores)
 
 
 def own_candidates(batch: EmbeddingBatch) -> Candidates:
@@ -35,56 +76,33 @@ def own_candidates(batch: EmbeddingBatch) -> Candidates:
     start, stop, _ = batch.rows.indices(relation.num_queries)
     owner = relation.owner.cpu()
     brought = torch.nonzero((owner >= start) & (owner < stop)).flatten()
-    document = brought[torch.argsort(owner[brought], stable=True)]
-    query = owner[document] - start
-    count = torch.bincount(query, minlength=stop - start)
-    place = torch.arange(query.numel()) - (count.cumsum(0) - count)[query]
-    numbers = torch.zeros(stop - start, max(count.tolist(), default=0), dtype=torch.int64)
-    numbers[query, place] = document
-    exists = torch.arange(numbers.shape[1]) < count[:, None]
-    numbers, exists = numbers.to(relation.owner.device), exists.to(relation.owner.device)
-    return Candidates(numbers, exists, relation.is_positive[numbers] & exists)
+    number = brought[torch.argsort(owner[brought], stable=True)]
+    count = torch.bincount(owner[number] - start, minlength=stop - start)
+    exists = torch.arange(max(count.tolist(), default=0)) < count[:, None]
+    positive = torch.zeros_like(exists).masked_scatter(exists, relation.is_positive.cpu()[number])
+    device = batch.queries.values.device
+    return Candidates(owner[number], number, exists.to(device), positive.to(device))
 
 
-def similarities(batch: EmbeddingBatch, candidates: Candidates) -> Tensor:
-    """Inner products of this rank's queries with their own documents [R, C], fp32, or fp64 for fp64 embeddings."""
-    queries, documents = full(batch.queries)[batch.rows], full(batch.documents)[candidates.document]
-    with torch.autocast(queries.device.type, enabled=False):
-        return torch.einsum("re,rce->rc", queries, documents)
+class _Pairs(torch.autograd.Function):
+    """`Space.pairs` with the gradient that the space knows."""
+
+    @staticmethod
+    def forward(ctx, space: Space, queries: Tensor, documents: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.space, ctx.pairs = space, (queries, documents)
+        return space.pairs(queries, documents)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        ctx.space.pairs_backward(*ctx.pairs, gradient)
+        return None, None, None, *ctx.space.gradients()
 
 
-def full(embeddings: Embeddings) -> Tensor:
-    values = embeddings.values
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def teacher_scores(batch: EmbeddingBatch, candidates: Candidates, teacher: str | None) -> Tensor:
-    """The scores [R, C] of a teacher by name (similarity of its embeddings), or those in the rows for None.
-
-    Raises ConfigError where the run has neither, DataError where some rows have no score.
-    """
-    if teacher is not None:
-        return similarities(batch.teacher(teacher), candidates).detach()
-    if batch.relation.scores is None:
-        raise ConfigError(
-            "loss.teacher: null reads the scores of the rows, but no row brings any. Give each row `scores` (one for each "
-            "positive, then one for each negative), or name a teacher that the config has under `teachers`."
-        )
-    scores = batch.relation.scores.to(full(batch.queries))[candidates.document]
-    absent = ~torch.isfinite(scores) & candidates.exists
-    if absent.any():
-        queries = torch.nonzero(absent.any(-1)).flatten().tolist()
-        raise DataError(
-            f"loss.teacher: null reads the scores of the rows, but {len(queries)} of this batch's {len(scores)} rows have none "
-            f"or one that is no finite number (the first is query {queries[0]} of the batch). Score them too, or leave the "
-            "source without scores out."
-        )
-    return scores
-
-
-def scores_needed(teacher: str | None) -> Needs:
-    """What a loss reads that takes its scores from `teacher`."""
-    return Needs(scores=True) if teacher is None else Needs(teachers=(teacher,))
+def what_it_reads(teacher: str | None, views: Mapping[str, float]) -> Needs:
+    """What a loss reads that takes its scores from `teacher` and compares `views`."""
+    seen = tuple(name for name in views if name != EMBEDDING)
+    return Needs(scores=teacher is None, teachers=() if teacher is None else (teacher,), views=seen)
 
 
 def share(of_queries: Tensor, batch: EmbeddingBatch) -> Tensor:
@@ -96,3 +114,6 @@ def refuse_bad_temperatures(**temperatures: float) -> None:
     for name, value in temperatures.items():
         if not value > 0:
             raise ConfigError(f"loss.{name}: expected a number above 0, got {value}.")
+
+
+QueryTokens = Literal["sum", "mean"]

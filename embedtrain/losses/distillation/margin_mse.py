@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from embedtrain.losses.distillation.candidates import (
+    QueryTokens,
     own_candidates,
     refuse_bad_temperatures,
-    scores_needed,
-    similarities,
-    teacher_scores,
+    what_it_reads,
 )
 from embedtrain.losses.distillation.spread import ScoresRead
+from embedtrain.losses.similarity import space_of
 from embedtrain.types import EmbeddingBatch, LossOutput
 
 
@@ -28,22 +30,34 @@ class MarginMSE(nn.Module):
     teacher              null: the scores of the rows; or a name under `teachers`: similarity of its embeddings
     temperature          divides the student's similarities
     teacher_temperature  divides the teacher's scores
+    views                null: the embedding; {name: weight}: a sum of views, `embedding` among them
+    query_tokens         of MaxSim: sum | mean
     """
 
-    def __init__(self, *, teacher: str | None = None, temperature: float = 1.0, teacher_temperature: float = 1.0):
+    def __init__(
+        self,
+        *,
+        teacher: str | None = None,
+        temperature: float = 1.0,
+        teacher_temperature: float = 1.0,
+        views: Mapping[str, float] | None = None,
+        query_tokens: QueryTokens = "sum",
+    ):
         super().__init__()
         refuse_bad_temperatures(temperature=temperature, teacher_temperature=teacher_temperature)
         self.teacher = teacher
         self.temperature = temperature
         self.teacher_temperature = teacher_temperature
-        self.needs = scores_needed(teacher)
+        self.views = dict(views or {})
+        self.query_tokens: QueryTokens = query_tokens
+        self.needs = what_it_reads(teacher, self.views)
         self.scores_read = ScoresRead.margins(teacher, teacher_temperature / temperature)
 
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
         candidates = own_candidates(batch)
-        taught = teacher_scores(batch, candidates, self.teacher) / self.teacher_temperature
-        learnt = similarities(batch, candidates) / self.temperature
-        missing = learnt - taught
+        similar = candidates.similarities(space_of(batch, self.views, self.query_tokens))
+        taught = candidates.teacher_scores(batch, self.teacher) / self.teacher_temperature
+        missing = similar / self.temperature - taught
         # ((s+ - s-) - (r+ - r-))^2 = ((s+ - r+) - (s- - r-))^2, for each positive [R, P, 1] and negative [R, 1, N]
         both = candidates.is_positive[:, :, None] & (candidates.exists & ~candidates.is_positive)[:, None, :]
         squares = (missing[:, :, None] - missing[:, None, :]).square()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from embedtrain.errors import ConfigError
 from embedtrain.losses.distillation.candidates import (
+    QueryTokens,
     own_candidates,
     refuse_bad_temperatures,
-    scores_needed,
     share,
-    similarities,
-    teacher_scores,
+    what_it_reads,
 )
 from embedtrain.losses.distillation.spread import ScoresRead
+from embedtrain.losses.similarity import space_of
 from embedtrain.types import EmbeddingBatch, LossOutput
 
 
@@ -41,6 +41,8 @@ class ScoreKL(nn.Module):
     temperature          divides the student's similarities
     teacher_temperature  divides the teacher's scores
     direction            forward | reverse | symmetric | js
+    views                null: the embedding; {name: weight}: a sum of views, `embedding` among them
+    query_tokens         of MaxSim: sum | mean
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class ScoreKL(nn.Module):
         temperature: float = 0.05,
         teacher_temperature: float = 1.0,
         direction: Literal["forward", "reverse", "symmetric", "js"] = "forward",
+        views: Mapping[str, float] | None = None,
+        query_tokens: QueryTokens = "sum",
     ):
         super().__init__()
         refuse_bad_temperatures(temperature=temperature, teacher_temperature=teacher_temperature)
@@ -59,13 +63,16 @@ class ScoreKL(nn.Module):
         self.temperature = temperature
         self.teacher_temperature = teacher_temperature
         self.divergence = DIVERGENCES[direction]
-        self.needs = scores_needed(teacher)
+        self.views = dict(views or {})
+        self.query_tokens: QueryTokens = query_tokens
+        self.needs = what_it_reads(teacher, self.views)
         self.scores_read = ScoresRead.softmax(teacher, teacher_temperature)
 
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
         candidates = own_candidates(batch)
-        taught = candidates.log_shares(teacher_scores(batch, candidates, self.teacher), self.teacher_temperature)
-        learnt = candidates.log_shares(similarities(batch, candidates), self.temperature)
+        similar = candidates.similarities(space_of(batch, self.views, self.query_tokens))
+        taught = candidates.log_shares(candidates.teacher_scores(batch, self.teacher), self.teacher_temperature)
+        learnt = candidates.log_shares(similar, self.temperature)
         return LossOutput(
             share(self.divergence(taught, learnt), batch), {"same_first": share(same_first(taught, learnt), batch)}
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError
-from embedtrain.losses.distillation.candidates import full
+from embedtrain.losses.precision import full
 from embedtrain.types import EmbeddingBatch
 
 KINDS = ("queries", "positives", "negatives")
@@ -25,7 +25,7 @@ class Kind:
 
     def vectors(self, batch: EmbeddingBatch) -> Tensor:
         """Their embeddings in `batch` (the student's, a teacher's), [M, E], fp32 or fp64."""
-        return full(batch.queries if self.name == "queries" else batch.documents)[self.numbers]
+        return full((batch.queries if self.name == "queries" else batch.documents).values)[self.numbers]
 
 
 def texts_of(batch: EmbeddingBatch, kinds: Sequence[str]) -> list[Kind]:

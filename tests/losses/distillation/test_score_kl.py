@@ -105,7 +105,7 @@ def test_rows_without_scores_are_refused_with_the_remedy():
         ScoreKL()(replace(batch, relation=replace(batch.relation, scores=None)))
     scores = batch.relation.scores.clone()
     scores[batch.relation.owner == 2] = math.nan
-    with pytest.raises(DataError, match=r"1 of this batch's 6 rows have none .* query 2"):
+    with pytest.raises(DataError, match=r"1 of this batch's 6 rows have none.* query 2 of the batch"):
         ScoreKL()(replace(batch, relation=replace(batch.relation, scores=scores)))
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from embedtrain.losses.distillation.embedding_match import EmbeddingMatch
+from embedtrain.losses.distillation.in_batch_kl import InBatchKL
 from embedtrain.losses.distillation.margin_mse import MarginMSE
 from embedtrain.losses.distillation.relative_triplets import RelativeTriplets
 from embedtrain.losses.distillation.score_kl import ScoreKL
 from embedtrain.losses.distillation.similarity_matrix import SimilarityMatrix
+from embedtrain.losses.distillation.successive import SuccessiveSoftmax
 from tests.helpers.batches import with_leaves
 from tests.losses.distillation.batches import gradients, on_ranks, taught_batch
 
@@ -21,6 +23,10 @@ LOSSES = [
     ScoreKL(),
     ScoreKL(teacher="teacher", direction="js"),
     MarginMSE(),
+    InBatchKL(),
+    InBatchKL(teacher=None),
+    SuccessiveSoftmax(),
+    SuccessiveSoftmax(teacher="teacher", order="teacher"),
 ]
 
 

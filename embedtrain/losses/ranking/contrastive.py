@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from embedtrain.errors import ConfigError, DataError
+from embedtrain.losses.distances import Distance, check_distance, paired
 from embedtrain.losses.precision import in_full_precision
-from embedtrain.losses.ranking.distances import Distance, check_distance, paired
-from embedtrain.losses.ranking.pairs import in_rows, refuse_multi_vector, scored_pairs
+from embedtrain.losses.ranking.pairs import refuse_multi_vector, scored_pairs
 from embedtrain.losses.relation import RelationReader
+from embedtrain.losses.shares import in_rows
 from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from embedtrain.errors import ConfigError
 from embedtrain.losses.formulas import Pairs
 from embedtrain.losses.precision import in_full_precision
-from embedtrain.losses.ranking.pairs import ScoredPairs, fraction, pair_similarity, scored_pairs
+from embedtrain.losses.ranking.pairs import ScoredPairs, pair_similarity, scored_pairs
+from embedtrain.losses.shares import fraction
 from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError, DataError
-from embedtrain.losses.ranking.pairs import in_rows, refuse_multi_vector
+from embedtrain.losses.ranking.pairs import refuse_multi_vector
+from embedtrain.losses.shares import in_rows
 from embedtrain.types import NO_LABEL, EmbeddingBatch
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from embedtrain.errors import ConfigError
 from embedtrain.losses.precision import in_full_precision
-from embedtrain.losses.ranking.pairs import fraction, pair_similarity, scored_pairs
+from embedtrain.losses.ranking.pairs import pair_similarity, scored_pairs
+from embedtrain.losses.shares import fraction
 from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from embedtrain.errors import ConfigError
+from embedtrain.losses.distances import Distance, between, check_distance
 from embedtrain.losses.precision import in_full_precision
-from embedtrain.losses.ranking.distances import Distance, between, check_distance
 from embedtrain.losses.ranking.items import Items, labelled_items
 from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 

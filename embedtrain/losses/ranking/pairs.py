@@ -60,14 +60,3 @@ def refuse_multi_vector(batch: EmbeddingBatch) -> None:
             "loss: expected one vector per text, got one vector per token. Use a pooling that gives one vector, or let the "
             "loss read a view that has one."
         )
-
-
-def fraction(batch: EmbeddingBatch) -> float:
-    """This rank's part of the queries: its share of a value that every rank computes in full."""
-    return batch.num_rows / batch.relation.num_queries
-
-
-def in_rows(batch: EmbeddingBatch, query: Tensor) -> Tensor:
-    """Which of `query` [P] are rows of this rank, [P] bool."""
-    start, stop, _ = batch.rows.indices(batch.relation.num_queries)
-    return (query >= start) & (query < stop)

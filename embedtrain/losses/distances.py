@@ -1,4 +1,4 @@
-"""Distances of dense vectors, for losses with a margin."""
+"""Distances and lengths of dense vectors, with finite gradients where they are 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def paired(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
     if distance == "cosine":
         return 1 - (F.normalize(x, dim=1) * F.normalize(y, dim=1)).sum(1)
     squared = (x - y).square().sum(1)
-    return squared if distance == "squared_euclidean" else _root(squared)
+    return squared if distance == "squared_euclidean" else root(squared)
 
 
 def between(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
@@ -32,10 +32,10 @@ def between(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
     if distance == "cosine":
         return 1 - F.normalize(x, dim=1) @ F.normalize(y, dim=1).T
     squared = torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2).clamp(min=0)
-    return squared if distance == "squared_euclidean" else _root(squared)
+    return squared if distance == "squared_euclidean" else root(squared)
 
 
-def _root(squared: Tensor) -> Tensor:
+def root(squared: Tensor) -> Tensor:
     """The square root, with gradient 0 at 0, where it would be infinite."""
     some = squared > 0
     return torch.where(some, torch.where(some, squared, 1.0).sqrt(), 0.0)

@@ -3,13 +3,16 @@
 Encoder --export--> <path>.partial --reload in a fresh process, compare--> <path>   (or <path>.rejected)
 <path>, or any sentence-transformers folder --load_encoder--> Encoder
 
-sentence_transformers.py   export: start here      layout.py    the files of the folder, old and new form
-pooling.py  tokenizer.py   two parts of it         staging.py   whole or not there
-probes.py   verify.py      the proof               modules/     the program and the module that run outside
-record.py   model_card.py  README.md from the run's record
+sentence_transformers.py   export: start here        load.py  folder.py   the way back; what a folder says
+layout.py   tensors.py     the files of the folder, old and new form
+pooling.py  tokenizer.py   two parts of it           multi_vector.py  sparse.py   the two other kinds of model
+heads.py                   what only embedtrain reads: further views, poolings that sentence-transformers lacks
+probes.py   verify.py      the proof                 modules/     the program and the module that run outside
+record.py   model_card.py  README.md from the run's record           staging.py   whole or not there
 """
 
-from embedtrain.export.load import ModelFolder, load_encoder, read_model_folder
+from embedtrain.export.folder import ModelFolder, read_model_folder
+from embedtrain.export.load import load_encoder
 from embedtrain.export.model_card import model_card
 from embedtrain.export.record import MetricRecord, RunRecord, SourceRecord
 from embedtrain.export.sentence_transformers import ExportReport, check_exportable, export

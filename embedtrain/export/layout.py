@@ -12,6 +12,13 @@ The class names and the pooling keys written are those of version 2 to 5; versio
 Both forms are read. Folders of this layout gave equal embeddings in versions 2.7, 3.4, 5.1 and 6.2 (with transformers
 4.41, 4.49, 4.56 and 5.23), with two limits: a Dense, first-last pooling and shipped code need version 3, and bidirectional
 decoders need transformers 5.2.
+
+Two other kinds of model have other modules between the transformer and the end, and need version 6:
+
+    MultiVectorEncoder   Dense and Normalize on tokens, MultiVectorMask       multi_vector.py
+    SparseEncoder        a language model as transformer, SpladePooling       sparse.py
+
+What no kind of sentence-transformers computes lies in embedtrain/, which only embedtrain reads: views.py.
 """
 
 from __future__ import annotations
@@ -19,15 +26,21 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from embedtrain.errors import CheckpointError
+
+# Classes of sentence-transformers: one dense vector per text, one per token, weights over the vocabulary.
+Kind = Literal["SentenceTransformer", "MultiVectorEncoder", "SparseEncoder"]
+KINDS: tuple[Kind, ...] = ("SentenceTransformer", "MultiVectorEncoder", "SparseEncoder")
 
 TRANSFORMER = "sentence_transformers.models.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
 DENSE = "sentence_transformers.models.Dense"
 WEIGHTED_LAYERS = "sentence_transformers.models.WeightedLayerPooling"
 NORMALIZE = "sentence_transformers.models.Normalize"
+MASK = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask"
+SPLADE = "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling"
 # The one module that sentence-transformers lacks; its file travels with the model.
 LATENT_ATTENTION_FILE = "modeling_latent_attention.py"
 LATENT_ATTENTION = "modeling_latent_attention.LatentAttentionPooling"
@@ -62,9 +75,9 @@ def pooling_modes(config: dict[str, Any]) -> list[str]:
     return modes or ["mean"]  # what sentence-transformers does when nothing is switched on
 
 
-def model_config(prompts: dict[str, str], similarity: str) -> dict[str, Any]:
+def model_config(kind: Kind, prompts: dict[str, str], similarity: str) -> dict[str, Any]:
     return {
-        "model_type": "SentenceTransformer",
+        "model_type": kind,
         "__version__": {"embedtrain": version("embedtrain"), "transformers": version("transformers")},
         "prompts": prompts,
         "default_prompt_name": None,

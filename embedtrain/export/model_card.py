@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 import yaml
 
+from embedtrain.export.layout import Kind
 from embedtrain.export.record import MetricRecord, RunRecord
 
 # A folder is no name that anybody else could look up; the card gives its last part and no link.
@@ -19,27 +21,49 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 _USAGE = """\
 ```python
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import {kind}
 
-model = SentenceTransformer({arguments})
+model = {kind}({arguments})
 queries = model.encode_query(["how do I read a file line by line?"])
 documents = model.encode_document(["with open(path) as lines:\\n    for line in lines: ..."])
 scores = model.similarity(queries, documents)
 ```
 """
+_OUR_USAGE = """\
+```python
+from embedtrain.export import load_encoder
+
+model = load_encoder({arguments})
+queries = model.encode_embeddings(["how do I read a file line by line?"], role="query")
+documents = model.encode_embeddings(["with open(path) as lines:\\n    for line in lines: ..."], role="document")
+```
+"""
 
 
-def model_card(record: RunRecord, *, notes: Sequence[str] = (), trust_remote_code: bool = False) -> str:
-    """README.md with YAML front matter.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """How the folder is loaded."""
 
-    `notes`: what the export has to say about the folder (one sentence each). `trust_remote_code`: the folder ships a
-    module of its own, so loading needs the flag.
-    """
+    kind: Kind = "SentenceTransformer"
+    trust_remote_code: bool = False  # the folder ships a module of its own, so loading needs the flag
+    ours_alone: bool = False  # sentence-transformers cannot load it, embedtrain can
+
+
+_PLAIN = Loading()
+_MAKES = {
+    "SentenceTransformer": "it maps a text to a vector of {} numbers",
+    "MultiVectorEncoder": "it maps a text to a vector of {} numbers for each of its tokens",
+    "SparseEncoder": "it maps a text to weights over a vocabulary of {} words, most of them 0",
+}
+
+
+def model_card(record: RunRecord, *, notes: Sequence[str] = (), loading: Loading = _PLAIN) -> str:
+    """README.md with YAML front matter. `notes`: what the export has to say about the folder (one sentence each)."""
     sections = [
-        _front_matter(record, trust_remote_code),
+        _front_matter(record, loading),
         f"# {record.name or 'Text embedding model'}\n",
-        _what(record),
-        _section("Use", _use(record, trust_remote_code)),
+        _what(record, loading),
+        _section("Use", _use(record, loading)),
         _section("Notes on this folder", _bullets(notes)),
         _section("Evaluation", _evaluation(record.metrics)),
         _section("Training data", _sources(record)),
@@ -50,12 +74,13 @@ def model_card(record: RunRecord, *, notes: Sequence[str] = (), trust_remote_cod
     return "\n".join(section for section in sections if section)
 
 
-def _front_matter(record: RunRecord, trust_remote_code: bool) -> str:
+def _front_matter(record: RunRecord, loading: Loading) -> str:
+    library = "embedtrain" if loading.ours_alone else "sentence-transformers"
+    tags = [library, "feature-extraction", "sentence-similarity", "embedtrain"]
     fields: dict[str, object] = {
-        "library_name": "sentence-transformers",
+        "library_name": library,
         "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "embedtrain"]
-        + (["custom_code"] if trust_remote_code else []),
+        "tags": list(dict.fromkeys(tags)) + (["custom_code"] if loading.trust_remote_code else []),
         "language": list(record.language),
         "license": record.license,
         "base_model": record.base_model if _HUB_NAME.fullmatch(record.base_model or "") else None,
@@ -65,10 +90,10 @@ def _front_matter(record: RunRecord, trust_remote_code: bool) -> str:
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _what(record: RunRecord) -> str:
+def _what(record: RunRecord, loading: Loading) -> str:
     first = "A text embedding model"
     if record.embedding_dim:
-        first += f": it maps a text to a vector of {record.embedding_dim} numbers"
+        first += f": {_MAKES[loading.kind].format(record.embedding_dim)}"
     if record.base_model:
         name = record.base_model if _HUB_NAME.fullmatch(record.base_model) else PurePath(record.base_model).name
         first += f". It was trained from `{name}`"
@@ -88,13 +113,18 @@ def _what(record: RunRecord) -> str:
     return first + ".\n\n" + _table(("", ""), [row for row in rows if row[1] is not None])
 
 
-def _use(record: RunRecord, trust_remote_code: bool) -> str:
+def _use(record: RunRecord, loading: Loading) -> str:
     name = record.name or "path/to/this/folder"
-    text = _USAGE.format(arguments=f'"{name}"' + (", trust_remote_code=True" if trust_remote_code else ""))
+    arguments = f'"{name}"' + (", trust_remote_code=True" if loading.trust_remote_code else "")
+    text = (_OUR_USAGE if loading.ours_alone else _USAGE).format(kind=loading.kind, arguments=arguments)
     prompts = {role: prompt for role, prompt in record.prompts.items() if prompt}
     if prompts:
         text += (
-            "\n`encode_query` and `encode_document` put these prompts before each text; plain `encode` does not:\n\n"
+            "\nA prompt is put before each text:\n\n"
+            if loading.ours_alone
+            else (
+                "\n`encode_query` and `encode_document` put these prompts before each text; plain `encode` does not:\n\n"
+            )
         )
         text += _table(("role", "prompt"), [(role, _code(prompt)) for role, prompt in prompts.items()])
     return text

@@ -1,30 +1,40 @@
 """Pooling heads as modules of a sentence-transformers folder.
 
 Cls, Eos, Mean, WeightedMean, Max   Pooling, in one of its modes
-FirstLast                           WeightedLayerPooling with weight on two layers, then Pooling by mean
+FirstLast, LayerAverage             WeightedLayerPooling with weight on some layers, then Pooling
 LatentAttention                     a module file that travels with the model: loading needs trust_remote_code=True
+MultiVector                         multi_vector.py
+Splade                              sparse.py
+others of ours                      heads.py: sentence-transformers cannot load them, embedtrain can
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
 from embedtrain.export import layout
+from embedtrain.export.heads import HEADS
+from embedtrain.export.multi_vector import check_multi_vector, write_multi_vector
+from embedtrain.export.sparse import check_splade, write_splade
+from embedtrain.export.tensors import save_tensors
 from embedtrain.pooling.cls import ClsPooling
 from embedtrain.pooling.eos import EosPooling
 from embedtrain.pooling.first_last import FirstLastPooling
 from embedtrain.pooling.latent_attention import LatentAttentionPooling
+from embedtrain.pooling.layer_average import LayerAveragePooling
 from embedtrain.pooling.max import MaxPooling
 from embedtrain.pooling.mean import MeanPooling
+from embedtrain.pooling.multi_vector import MultiVectorPooling
+from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.weighted_mean import WeightedMeanPooling
 
 MODES: dict[str, type[nn.Module]] = {
@@ -35,19 +45,37 @@ MODES: dict[str, type[nn.Module]] = {
     "weightedmean": WeightedMeanPooling,
 }
 _MODE_OF = {kind: mode for mode, kind in MODES.items()}
-_EXPORTABLE = (*_MODE_OF, FirstLastPooling, LatentAttentionPooling)
 # These read one token, at an end of the text, whether the prompt is pooled or not.
 _ONE_TOKEN = (ClsPooling, EosPooling)
 _FIRST_WORDS = ("text", "The", "a", "1", "é", "(")
 
 
-def check_pooling(pooling: nn.Module) -> None:
-    """Raises ConfigError for a head that no module of sentence-transformers stands for."""
-    if type(pooling) not in _EXPORTABLE:
-        raise ConfigError(
-            f"pooling: {type(pooling).__name__} cannot be exported: sentence-transformers has no module that computes it. "
-            f"Can be exported: {', '.join(sorted(kind.__name__ for kind in _EXPORTABLE))}."
-        )
+def check_pooling(encoder: Encoder) -> None:
+    """Raises ConfigError for a head that no folder can hold, and for what the folder of its kind cannot say."""
+    for key, head in (("pooling", encoder.pooling), *((f"encoder.views.{n}", v) for n, v in encoder.views.items())):
+        if type(head) not in HEADS.values():
+            raise ConfigError(
+                f"{key}: {type(head).__name__} cannot be exported: it is no head of embedtrain. "
+                f"Can be exported: {', '.join(sorted(HEADS))}."
+            )
+    if isinstance(encoder.pooling, MultiVectorPooling):
+        check_multi_vector(encoder, encoder.pooling)
+    if isinstance(encoder.pooling, SpladePooling):
+        check_splade(encoder, encoder.pooling)
+
+
+def kind_of(pooling: nn.Module) -> layout.Kind:
+    """The class of sentence-transformers that loads the folder."""
+    if isinstance(pooling, MultiVectorPooling):
+        return "MultiVectorEncoder"
+    return "SparseEncoder" if isinstance(pooling, SpladePooling) else "SentenceTransformer"
+
+
+def is_ours_alone(pooling: nn.Module) -> bool:
+    """Whether no module of sentence-transformers computes the head, so that embedtrain alone loads the folder."""
+    inner = pooling.pooling if isinstance(pooling, LayerAveragePooling) else pooling
+    known = (*_MODE_OF, FirstLastPooling, LatentAttentionPooling, MultiVectorPooling, SpladePooling)
+    return type(inner) not in known
 
 
 def ships_code(pooling: nn.Module) -> bool:
@@ -59,11 +87,20 @@ def write_pooling(encoder: Encoder, folder: Path, dtype: torch.dtype) -> list[tu
     """Write the modules that pool, numbered from 1, and return them as (class, name) for modules.json."""
     if isinstance(encoder.pooling, LatentAttentionPooling):
         return _write_latent_attention(encoder.pooling, folder, dtype, include_prompt=_include_prompt(encoder))
+    if isinstance(encoder.pooling, MultiVectorPooling):
+        return write_multi_vector(encoder, encoder.pooling, folder, dtype)
+    if isinstance(encoder.pooling, SpladePooling):
+        return write_splade(encoder.pooling, folder)
+    if is_ours_alone(encoder.pooling):
+        layout.write_json(folder / "1_Pooling" / "config.json", {"include_prompt": _include_prompt(encoder)})
+        return [(f"embedtrain.pooling.{type(encoder.pooling).__name__}", "Pooling")]
     written = []
     if isinstance(encoder.pooling, FirstLastPooling):
-        written.append(_write_first_last(encoder, folder))
+        written.append(_write_layer_weights(encoder, folder, (1, -1)))
+    if isinstance(encoder.pooling, LayerAveragePooling):
+        written.append(_write_layer_weights(encoder, folder, encoder.pooling.layers))
     config = layout.pooling_config(
-        _MODE_OF.get(type(encoder.pooling), "mean"),
+        _MODE_OF.get(_reader(encoder), "mean"),
         hidden_size=_hidden_size(encoder),
         include_prompt=_include_prompt(encoder),
     )
@@ -71,17 +108,23 @@ def write_pooling(encoder: Encoder, folder: Path, dtype: torch.dtype) -> list[tu
     return [*written, (layout.POOLING, "Pooling")]
 
 
-def _write_first_last(encoder: Encoder, folder: Path) -> tuple[str, str]:
+def _reader(encoder: Encoder) -> type[nn.Module]:
+    """What reads the tokens, behind an average of layers or without one."""
+    pooling = encoder.pooling
+    return type(pooling.pooling if isinstance(pooling, LayerAveragePooling) else pooling)
+
+
+def _write_layer_weights(encoder: Encoder, folder: Path, wanted: Sequence[int]) -> tuple[str, str]:
     layers = encoder.backbone.config.num_hidden_layers  # type: ignore[union-attr]
     weights = torch.zeros(int(layers) + 1)  # type: ignore[arg-type]  # of the embedding, then of each layer
-    weights[1] += 1
-    weights[-1] += 1
+    for layer in wanted:
+        weights[layer] += 1
     target = folder / "1_WeightedLayerPooling"
     layout.write_json(
         target / "config.json",
         {"word_embedding_dimension": _hidden_size(encoder), "layer_start": 0, "num_hidden_layers": layers},
     )
-    _save({"layer_weights": weights}, target, torch.float32)
+    save_tensors({"layer_weights": weights}, target, torch.float32)
     # sentence-transformers hands all layers on where the model's own config asks for them.
     config = layout.read_json(folder / "config.json")
     layout.write_json(folder / "config.json", config | {"output_hidden_states": True})
@@ -91,27 +134,21 @@ def _write_first_last(encoder: Encoder, folder: Path) -> tuple[str, str]:
 def _write_latent_attention(
     pooling: LatentAttentionPooling, folder: Path, dtype: torch.dtype, *, include_prompt: bool
 ) -> list[tuple[str, str]]:
-    num_latents, hidden_size = pooling.latents.shape
     target = folder / "1_LatentAttention"
     layout.write_json(
         target / "config.json",
         {
-            "hidden_size": hidden_size,
-            "num_latents": num_latents,
+            "hidden_size": pooling.contract.out_features,
+            "num_latents": pooling.num_latents,
             "num_heads": pooling.num_heads,
             "head_dim": pooling.head_dim,
-            "expansion": pooling.contract.in_features // hidden_size,
+            "expansion": pooling.expansion,
             "include_prompt": include_prompt,
         },
     )
-    _save(pooling.state_dict(), target, dtype)
+    save_tensors(pooling.state_dict(), target, dtype)
     shutil.copyfile(Path(__file__).parent / "modules" / "latent_attention_st.py", folder / layout.LATENT_ATTENTION_FILE)
     return [(layout.LATENT_ATTENTION, "LatentAttention")]
-
-
-def _save(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _hidden_size(encoder: Encoder) -> int:
@@ -119,7 +156,7 @@ def _hidden_size(encoder: Encoder) -> int:
 
 
 def _include_prompt(encoder: Encoder) -> bool:
-    return encoder.tokenizer.prompts.pool_prompt or isinstance(encoder.pooling, _ONE_TOKEN)
+    return encoder.tokenizer.prompts.pool_prompt or issubclass(_reader(encoder), _ONE_TOKEN)
 
 
 def check_prompt_borders(encoder: Encoder) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from embedtrain.data.prompts import PLACEHOLDER, Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
-from embedtrain.types import Role
+from embedtrain.types import Embeddings, Role
 
 ROLES: tuple[Role, Role] = ("query", "document")
 _HARD = ("Straße, naïve, 東京タワー, 🙂 and 0.5 ≤ x", "two  spaces\nand\ta line", ".")
@@ -39,15 +39,15 @@ def probe_prompts(prompts: Prompts) -> dict[Role, str | None]:
     }
 
 
-def expected_embeddings(encoder: Encoder, texts: Sequence[str]) -> dict[Role, Tensor]:
-    """Embeddings [N, E] of `texts` in each role, in float32 throughout, both roles cut at the longer maximum length."""
+def expected_embeddings(encoder: Encoder, texts: Sequence[str]) -> dict[Role, Embeddings]:
+    """Embeddings of `texts` in each role, in float32 throughout, both roles cut at the longer maximum length."""
     view = copy.copy(encoder)  # the same modules; only tokenizer and precision are exchanged
     view.encode_dtype = None
     view.tokenizer = _one_length(encoder.tokenizer)
     prompts = encoder.tokenizer.prompts
     with full_precision(encoder):
         return {
-            role: view.encode(
+            role: view.encode_embeddings(
                 texts,
                 role=role,
                 instructions=[_TASK] * len(texts) if PLACEHOLDER in prompts.template(role) else None,
@@ -64,6 +64,7 @@ def _one_length(tokenizer: TextTokenizer) -> TextTokenizer:
         max_query_length=longest,
         max_document_length=longest,
         append_eos=tokenizer.append_eos,
+        query_augmentation=tokenizer.query_augmentation,
     )
 
 

@@ -1,5 +1,8 @@
 """An encoder as a sentence-transformers folder that is checked before it is called done.
 
+One vector per text makes a SentenceTransformer, one per token a MultiVectorEncoder, weights over the vocabulary a
+SparseEncoder. What sentence-transformers cannot compute (some poolings, views) travels in files that embedtrain reads.
+
 1. Refuse what the layout cannot say.                                     check_exportable
 2. Embed the probes with the encoder, in full precision.                  expected_embeddings
 3. Write the folder beside its place.                                     _write_folder
@@ -15,8 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from embedtrain.backbones.loading import quiet_transformers
@@ -24,13 +25,25 @@ from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
-from embedtrain.export.model_card import model_card
-from embedtrain.export.pooling import check_pooling, check_prompt_borders, ships_code, write_pooling
+from embedtrain.export.heads import write_heads
+from embedtrain.export.model_card import Loading, model_card
+from embedtrain.export.multi_vector import query_expansion
+from embedtrain.export.pooling import (
+    check_pooling,
+    check_prompt_borders,
+    is_ours_alone,
+    kind_of,
+    ships_code,
+    write_pooling,
+)
 from embedtrain.export.probes import expected_embeddings, full_precision, probe_prompts, probe_texts
 from embedtrain.export.record import RunRecord, with_facts_of
+from embedtrain.export.sparse import TASK, language_model
 from embedtrain.export.staging import beside, replace_folder, staged_folder
+from embedtrain.export.tensors import save_linear
 from embedtrain.export.tokenizer import save_tokenizer
 from embedtrain.export.verify import MIN_COSINE, Verification, verify
+from embedtrain.pooling.splade import SpladePooling
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -61,7 +74,8 @@ def export(
 
     probes: texts of the kind the model is for; hard ones (long, unicode, almost empty) are added.
     record: of the run, for the card; where it is silent, the encoder's own facts are added.
-    similarity: what sentence-transformers' `model.similarity` shall compute.
+    similarity: what sentence-transformers' `model.similarity` shall compute between single dense vectors; the two other
+        kinds of model have one of their own, MaxSim and the inner product.
     dtype: of the stored weights. The comparison runs in float32 on both sides.
 
     Raises ConfigError for an encoder that the layout cannot hold; CheckpointError when the disk is full or when the
@@ -75,7 +89,13 @@ def export(
         with full_precision(encoder):  # adapters are added to the weights before any rounding
             notes += _write_folder(encoder, partial, similarity=similarity, dtype=dtype)
         (partial / "README.md").write_text(_card(encoder, record, similarity, notes), encoding="utf-8")
-        result = verify(partial, texts, expected, prompts=probe_prompts(encoder.tokenizer.prompts))
+        result = verify(
+            partial,
+            texts,
+            expected,
+            prompts=probe_prompts(encoder.tokenizer.prompts),
+            ours_alone=is_ours_alone(encoder.pooling),
+        )
         if not result.passed:
             rejected = replace_folder(partial, beside(path, "rejected"))
             raise CheckpointError(_refusal(path, rejected, result))
@@ -83,30 +103,49 @@ def export(
 
 
 def check_exportable(encoder: Encoder) -> None:
-    """Raises ConfigError when no sentence-transformers folder can stand for `encoder`. Cheap: ask before training."""
-    check_pooling(encoder.pooling)
+    """Raises ConfigError when no folder can stand for `encoder`. Cheap: ask before training."""
+    check_pooling(encoder)
     check_prompt_borders(encoder)
 
 
 def _write_folder(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype: Dtype) -> list[str]:
     """All files but the card. Returns notes for the user of the folder."""
-    tokenizer = encoder.tokenizer
+    tokenizer, pooling = encoder.tokenizer, encoder.pooling
     max_seq_length = max(tokenizer.max_length.values())
     stored = getattr(torch, dtype)
-    notes = _save_backbone(encoder.backbone.merged_model(), folder, stored)  # type: ignore[operator]
+    splade = isinstance(pooling, SpladePooling)
+    model = language_model(encoder, pooling) if splade else encoder.backbone.merged_model()  # type: ignore[operator,arg-type]
+    notes = _save_backbone(model, folder, stored)
     notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length)
     types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored)]
+    kind = kind_of(pooling)
+    if kind == "SentenceTransformer":
+        types += _write_dense(encoder, folder, stored, first=len(types))
+    write_heads(encoder, folder, stored, with_pooling=is_ours_alone(pooling))
+    settings = {"max_seq_length": max_seq_length, "do_lower_case": False, **query_expansion(encoder)}
+    layout.write_json(folder / "modules.json", layout.modules(types))
+    layout.write_json(folder / "sentence_bert_config.json", {**settings, **(TASK if splade else {})})
+    layout.write_json(
+        folder / "config_sentence_transformers.json",
+        layout.model_config(kind, tokenizer.prompts.exported(), _similarity(kind, similarity)),
+    )
+    return notes + _kind_notes(encoder) + _role_notes(encoder, max_seq_length)
+
+
+def _write_dense(encoder: Encoder, folder: Path, dtype: torch.dtype, *, first: int) -> list[tuple[str, str]]:
+    """Projection and norm of single vectors, numbered from `first`."""
+    types = []
     if encoder.projection is not None:
         types.append((layout.DENSE, "Dense"))
-        _save_projection(encoder.projection, folder / f"{len(types) - 1}_Dense", stored)
+        save_linear(encoder.projection, folder / f"{first}_Dense", dtype)
     if encoder.normalize:
         types.append((layout.NORMALIZE, "Normalize"))
-        layout.write_json(folder / f"{len(types) - 1}_Normalize" / "config.json", {})
-    prompts = tokenizer.prompts.exported()
-    layout.write_json(folder / "modules.json", layout.modules(types))
-    layout.write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False})
-    layout.write_json(folder / "config_sentence_transformers.json", layout.model_config(prompts, similarity))
-    return notes + _role_notes(encoder, max_seq_length)
+        layout.write_json(folder / f"{first + len(types) - 1}_Normalize" / "config.json", {})
+    return types
+
+
+def _similarity(kind: layout.Kind, dense: str) -> str:
+    return {"SentenceTransformer": dense, "MultiVectorEncoder": "maxsim", "SparseEncoder": "dot"}[kind]
 
 
 def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> list[str]:
@@ -135,18 +174,23 @@ def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
     return notes
 
 
-def _save_projection(projection: nn.Linear, folder: Path, dtype: torch.dtype) -> None:
-    layout.write_json(
-        folder / "config.json",
-        {
-            "in_features": projection.in_features,
-            "out_features": projection.out_features,
-            "bias": True,
-            "activation_function": layout.IDENTITY,
-        },
-    )
-    weights = {f"linear.{name}": tensor.detach().to("cpu", dtype) for name, tensor in projection.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+def _kind_notes(encoder: Encoder) -> list[str]:
+    """What sentence-transformers leaves out of this folder, or needs for it."""
+    notes = []
+    kind = kind_of(encoder.pooling)
+    if kind != "SentenceTransformer":
+        notes.append(f"This is a `{kind}` of sentence-transformers 6 or newer.")
+    if is_ours_alone(encoder.pooling):
+        notes.append(
+            f"sentence-transformers has no {type(encoder.pooling).__name__} and cannot load this folder. embedtrain can: "
+            "`embedtrain.export.load_encoder`."
+        )
+    if len(encoder.views):
+        notes.append(
+            f"The model has further embeddings of each text: {', '.join(encoder.views)}. sentence-transformers gives "
+            "the first only; `embedtrain.export.load_encoder(folder).encode_embeddings(texts, views=True)` gives all."
+        )
+    return notes
 
 
 def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
@@ -179,8 +223,12 @@ def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
 
 
 def _card(encoder: Encoder, record: RunRecord | None, similarity: str, notes: list[str]) -> str:
-    record = with_facts_of(encoder, record or RunRecord(), similarity=similarity)
-    return model_card(record, notes=notes, trust_remote_code=ships_code(encoder.pooling))
+    kind = kind_of(encoder.pooling)
+    record = with_facts_of(encoder, record or RunRecord(), similarity=_similarity(kind, similarity))
+    loading = Loading(
+        kind=kind, trust_remote_code=ships_code(encoder.pooling), ours_alone=is_ours_alone(encoder.pooling)
+    )
+    return model_card(record, notes=notes, loading=loading)
 
 
 def _refusal(path: Path, rejected: Path, result: Verification) -> str:

@@ -2,9 +2,10 @@
 
 1. The encoder embeds the probes, as queries and as documents.
 2. A new process, with plain sentence-transformers and no embedtrain, loads the folder and embeds the same probes.
-3. Every pair must agree: cosine above 0.9999 and the same length to 0.1 %.
+3. Every pair of vectors must agree: cosine above 0.9999 and the same length to 0.1 %.
 
-Where sentence-transformers is not installed, the new process uses embedtrain's own reader, and the report says so.
+Where sentence-transformers is not installed, or has no module for the pooling, the new process uses embedtrain's own
+reader, and the report says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import CheckpointError
-from embedtrain.types import Role
+from embedtrain.types import Embeddings, Role
 
 MIN_COSINE = 0.9999
 MAX_LENGTH_ERROR = 1e-3  # relative; only an encoder that does not normalise can differ here
@@ -55,45 +56,66 @@ class Verification:
 def verify(
     folder: Path,
     texts: Sequence[str],
-    expected: Mapping[Role, Tensor],
+    expected: Mapping[Role, Embeddings],
     *,
     prompts: Mapping[Role, str | None],
+    ours_alone: bool = False,
 ) -> Verification:
-    """Reload `folder` in a fresh process and compare with `expected[role]`, [N, E] for each role.
+    """Reload `folder` in a fresh process and compare with `expected[role]`, N texts in each role.
 
     prompts: of each role, to be passed by hand; None takes the folder's own.
+    ours_alone: sentence-transformers cannot load the folder, so embedtrain's own reader does.
 
     Raises CheckpointError when the folder cannot be loaded there at all.
     """
-    library = "sentence-transformers" if importlib.util.find_spec("sentence_transformers") else "embedtrain"
+    installed = importlib.util.find_spec("sentence_transformers") is not None
+    library = "sentence-transformers" if installed and not ours_alone else "embedtrain"
     found = _embed_in_fresh_process(folder, {"texts": list(texts), "prompts": dict(prompts)}, library)
     worst = (float("inf"), "", "query")
     length_error = 0.0
     for role, reference in expected.items():
-        cosines, lengths = compare(reference, torch.from_numpy(found[role]))
+        owners = _owners(reference, found, role, texts)
+        cosines, lengths = compare(reference.values, torch.from_numpy(found[role]))
         index = int(cosines.nan_to_num(nan=-2.0).argmin())
-        worst = min(worst, (float(cosines[index].nan_to_num(nan=-2.0)), texts[index], role))
+        worst = min(worst, (float(cosines[index].nan_to_num(nan=-2.0)), texts[owners[index]], role))
         length_error = max(length_error, float(lengths.nan_to_num(nan=float("inf")).max()))
     return Verification(
         worst_cosine=worst[0],
         worst_text=worst[1],
         worst_role="query" if worst[2] == "query" else "document",
         length_error=length_error,
-        verified_with=_versioned(library),
+        verified_with=_versioned(library, installed),
     )
 
 
 def compare(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and relative difference of length, row by row: two times [N, E] -> [N], [N]."""
+    """Cosine and relative difference of length, row by row: two times [N, E] -> [N], [N]. Two zero vectors agree."""
     if expected.shape != found.shape:
         raise CheckpointError(
             f"export refused: the reloaded folder gives embeddings of shape {tuple(found.shape)}, the encoder "
             f"{tuple(expected.shape)}."
         )
     expected, found = expected.double(), found.double()
+    nothing = (expected == 0).all(dim=-1) & (found == 0).all(dim=-1)
     cosines = torch.nn.functional.cosine_similarity(expected, found, dim=-1)
     lengths = expected.norm(dim=-1)
-    return cosines, (found.norm(dim=-1) - lengths).abs() / lengths
+    differences = (found.norm(dim=-1) - lengths).abs() / lengths
+    return cosines.masked_fill(nothing, 1.0), differences.masked_fill(nothing, 0.0)
+
+
+def _owners(expected: Embeddings, found: Mapping[str, np.ndarray], role: str, texts: Sequence[str]) -> list[int]:
+    """The text of each vector. Raises CheckpointError where the folder gives a text more vectors or fewer."""
+    if expected.offsets is None:
+        return list(range(len(expected)))
+    counts, theirs = expected.offsets.diff(), torch.from_numpy(found[f"{role}_counts"])
+    differing = torch.nonzero(counts != theirs).flatten().tolist()
+    if differing:
+        first = differing[0]
+        raise CheckpointError(
+            f"export refused: the reloaded folder gives the {role} {texts[first][:80]!r} {int(theirs[first])} vectors, the "
+            f"encoder {int(counts[first])}."
+        )
+    return torch.repeat_interleave(torch.arange(len(counts)), counts).tolist()
 
 
 def _embed_in_fresh_process(folder: Path, task: dict[str, Any], library: str) -> dict[str, np.ndarray]:
@@ -124,7 +146,8 @@ def _environment(scratch: str) -> dict[str, str]:
     }
 
 
-def _versioned(library: str) -> str:
+def _versioned(library: str, installed: bool) -> str:
     if library == "embedtrain":
-        return "embedtrain's own reader (sentence-transformers is not installed)"
+        why = "has no module for this pooling" if installed else "is not installed"
+        return f"embedtrain's own reader (sentence-transformers {why})"
     return f"{library} {importlib.metadata.version(library)}"

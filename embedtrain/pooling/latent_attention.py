@@ -46,8 +46,10 @@ class LatentAttentionPooling(nn.Module):
         self, *, hidden_size: int, num_latents: int = 512, num_heads: int = 8, head_dim: int = 4096, expansion: int = 4
     ) -> None:
         super().__init__()
+        self.num_latents = num_latents
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.expansion = expansion
         inner = num_heads * head_dim
         self.latents = nn.Parameter(torch.randn(num_latents, hidden_size))
         self.token_norm = nn.LayerNorm(hidden_size)

@@ -46,8 +46,10 @@ class TrainablePooling(nn.Module):
     ) -> None:
         super().__init__()
         self.reads = reads
+        self.num_latents = num_latents
         self.num_heads = num_heads
         self.head_dim = head_dim
+        self.expansion = expansion
         self.needs_layers = reads == "layers"
         inner = num_heads * head_dim
         self.latents = nn.Parameter(torch.randn(num_latents, hidden_size))

@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as st
 
 from embedtrain.errors import CheckpointError
-from embedtrain.export.load import load_encoder, read_model_folder
+from embedtrain.export.folder import read_model_folder
+from embedtrain.export.load import load_encoder
 from embedtrain.export.pooling import MODES
 from embedtrain.export.sentence_transformers import export
 from tests.export.test_sentence_transformers import CASES, PROBES, make_adapters_matter, tiny_encoder
@@ -119,8 +120,14 @@ REFUSED = {
     "cls with include_prompt false": lambda folder: edit(
         folder / "1_Pooling" / "config.json", lambda config: {"pooling_mode": "cls", "include_prompt": False}
     ),
-    "model_type is SparseEncoder": lambda folder: edit(
+    "a SparseEncoder of Pooling, Normalize .* cannot be read": lambda folder: edit(
         folder / "config_sentence_transformers.json", lambda config: config | {"model_type": "SparseEncoder"}
+    ),
+    "Pooling, .*Normalize behind the transformer of a MultiVectorEncoder": lambda folder: edit(
+        folder / "config_sentence_transformers.json", lambda config: config | {"model_type": "MultiVectorEncoder"}
+    ),
+    "model_type is CrossEncoder; known are": lambda folder: edit(
+        folder / "config_sentence_transformers.json", lambda config: config | {"model_type": "CrossEncoder"}
     ),
     "truncate_dim is 64": lambda folder: edit(
         folder / "config_sentence_transformers.json", lambda config: config | {"truncate_dim": 64}

@@ -3,6 +3,7 @@
 import yaml
 
 from embedtrain.export import MetricRecord, RunRecord, SourceRecord, model_card
+from embedtrain.export.model_card import Loading
 
 FULL = RunRecord(
     name="code-search",
@@ -65,7 +66,7 @@ def test_what_is_missing_is_left_out():
 
 
 def test_remote_code_is_asked_for_where_it_is_needed():
-    card = model_card(FULL, trust_remote_code=True)
+    card = model_card(FULL, loading=Loading(trust_remote_code=True))
     assert 'SentenceTransformer("code-search", trust_remote_code=True)' in card
     assert "custom_code" in front_matter(card)["tags"]
 

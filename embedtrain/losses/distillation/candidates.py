@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError, DataError
+from embedtrain.losses.pairs import pair_similarities
 from embedtrain.losses.precision import full
 from embedtrain.losses.similarity import EMBEDDING, Space, space_of
 from embedtrain.types import EmbeddingBatch, Needs
@@ -44,7 +45,7 @@ class Candidates:
 
     def similarities(self, space: Space) -> Tensor:
         """How `space` compares each query with its documents, [R, C], with gradient."""
-        return self.rectangle(_Pairs.apply(space, self.query, self.number, *space.inputs))
+        return self.rectangle(pair_similarities(space, self.query, self.number))
 
     def teacher_scores(self, batch: EmbeddingBatch, teacher: str | None) -> Tensor:
         """The scores [R, C] of a teacher by name (similarity of its embeddings), or those in the rows for None.
@@ -82,21 +83,6 @@ def own_candidates(batch: EmbeddingBatch) -> Candidates:
     positive = torch.zeros_like(exists).masked_scatter(exists, relation.is_positive.cpu()[number])
     device = batch.queries.values.device
     return Candidates(owner[number], number, exists.to(device), positive.to(device))
-
-
-class _Pairs(torch.autograd.Function):
-    """`Space.pairs` with the gradient that the space knows."""
-
-    @staticmethod
-    def forward(ctx, space: Space, queries: Tensor, documents: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.space, ctx.pairs = space, (queries, documents)
-        return space.pairs(queries, documents)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor):
-        ctx.space.pairs_backward(*ctx.pairs, gradient)
-        return None, None, None, *ctx.space.gradients()
 
 
 def what_it_reads(teacher: str | None, views: Mapping[str, float]) -> Needs:

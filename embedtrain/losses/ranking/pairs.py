@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError, DataError
+from embedtrain.losses.pairs import pair_similarities
+from embedtrain.losses.similarity import space_of
 from embedtrain.types import NO_OWNER, EmbeddingBatch
 
 
@@ -49,9 +51,8 @@ def scored_pairs(batch: EmbeddingBatch) -> ScoredPairs:
 
 
 def pair_similarity(batch: EmbeddingBatch, query: Tensor, document: Tensor) -> Tensor:
-    """Inner product of query[p] and document[p], [P]: the cosine of normalised embeddings. Raises ConfigError if multi-vector."""
-    refuse_multi_vector(batch)
-    return (batch.queries.values[query] * batch.documents.values[document]).sum(1)
+    """Of query[p] and document[p], [P], with gradient: inner product, or MaxSim where texts have a vector per token."""
+    return pair_similarities(space_of(batch), query.cpu(), document.cpu())
 
 
 def refuse_multi_vector(batch: EmbeddingBatch) -> None:

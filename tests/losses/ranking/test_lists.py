@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedtrain.errors import ConfigError, DataError
+from embedtrain.losses.ranking.cosent import CoSENT
 from embedtrain.losses.ranking.lambda_loss import LambdaLoss
 from embedtrain.losses.ranking.listnet import ListNet
 from embedtrain.losses.ranking.lists import Lists
@@ -330,6 +331,30 @@ def agreement(batch: EmbeddingBatch) -> float:
         if y[i] > y[j]
     ]
     return sum(right) / len(right)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, CoSENT])
+def test_token_vectors_are_compared_by_maxsim(kind):
+    """Two tokens per query, one per document: the sum of two inner products, and so a query of their sum."""
+    one = graded_batch(3, levels=4)
+    two = with_leaves(graded_batch(4, queries=2 * len(one.queries), dim=one.queries.dim))
+    tokens = two.queries.values
+    documents = one.documents.values
+
+    def summed(late: bool) -> Tensor:
+        values = tokens if late else tokens.view(len(one.queries), 2, -1).sum(1)
+        offsets = 2 * torch.arange(len(one.queries) + 1) if late else None
+        batch = replace(
+            one,
+            queries=replace(one.queries, values=values, offsets=offsets),
+            documents=replace(one.documents, offsets=torch.arange(len(documents) + 1) if late else None),
+        )
+        return kind()(batch).loss
+
+    values = [summed(late) for late in (True, False)]
+    torch.testing.assert_close(*values, rtol=1e-12, atol=0)
+    for mine, theirs in zip(*(torch.autograd.grad(v, [tokens, documents]) for v in values), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

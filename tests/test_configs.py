@@ -41,7 +41,7 @@ def inherited(path: Path) -> dict[str, Any]:
         if isinstance(default, str) and default != "_self_":
             keys |= inherited(path.with_name(f"{default}.yaml"))
         elif isinstance(default, dict):
-            keys |= {place.partition("@")[2]: option for place, option in default.items()}
+            keys |= {place.partition("@")[2].partition(".")[0]: option for place, option in default.items()}
     return keys | node
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from embedtrain.types import EmbeddingBatch, Embeddings, Relation
+from embedtrain.types import EmbeddingBatch, Embeddings, Needs, Relation
 
 
 def random_relation(
@@ -87,6 +87,26 @@ def annotated(batch: EmbeddingBatch, *, classes: int = 3, levels: int | None = N
         scores = torch.floor(scores * levels) / levels
     labels = torch.arange(batch.relation.num_queries) % classes * 7919
     return replace(batch, relation=replace(batch.relation, scores=scores, labels=labels))
+
+
+def supplied(batch: EmbeddingBatch, needs: Needs) -> EmbeddingBatch:
+    """The batch with the teachers and views that a loss needs, of the size of its embeddings; views ask for gradients."""
+    draw = torch.Generator().manual_seed(batch.relation.num_documents + 1)
+    kind = batch.queries.values
+
+    def vectors(count: int) -> Embeddings:
+        values = torch.randn(count, kind.shape[1], generator=draw, dtype=torch.float64)
+        return Embeddings(torch.nn.functional.normalize(values, dim=1).to(kind.dtype))
+
+    def viewed(embeddings: Embeddings) -> Embeddings:
+        names = (*needs.views, *(f"layer_{layer}" for layer in needs.layers))
+        return replace(embeddings, views={name: vectors(len(embeddings)).map(Tensor.requires_grad_) for name in names})
+
+    taught = {
+        name: replace(batch, queries=vectors(len(batch.queries)), documents=vectors(len(batch.documents)))
+        for name in needs.teachers
+    }
+    return replace(batch, queries=viewed(batch.queries), documents=viewed(batch.documents), teachers=taught)
 
 
 def with_leaves(batch: EmbeddingBatch, **changes) -> EmbeddingBatch:

@@ -10,10 +10,12 @@ import torch
 
 from embedtrain.config.build import build
 from embedtrain.config.compose import ROOT, compose_config
+from embedtrain.losses import prepare
 from embedtrain.losses.infonce import InfoNCE
-from embedtrain.losses.matryoshka import Matryoshka
 from embedtrain.losses.modifiers.hardness import HardnessWeight
-from tests.helpers.batches import annotated, random_batch
+from embedtrain.losses.wrappers.matryoshka import Matryoshka
+from embedtrain.types import needs_of
+from tests.helpers.batches import annotated, random_batch, supplied
 
 LOSSES = sorted(path.stem for path in (ROOT / "configs" / "loss").glob("*.yaml"))
 
@@ -27,8 +29,10 @@ def test_every_setting_is_listed_builds_and_trains(name):
     node = composed(f"loss={name}")
     module, _, kind = node["_target_"].rpartition(".")
     assert set(node) - {"_target_"} == set(inspect.signature(getattr(import_module(module), kind)).parameters)
-    batch = annotated(random_batch(dim=512, negatives=(1, 2)))
-    output = build(node)(batch)
+    loss = build(node)
+    prepare(loss, embedding_dim=512, teachers=dict.fromkeys(needs_of(loss).teachers, 512))
+    batch = supplied(annotated(random_batch(dim=512, negatives=(1, 2))), needs_of(loss))
+    output = loss(batch)
     output.loss.backward()
     assert torch.isfinite(output.loss)
     assert batch.queries.values.grad.norm() > 0

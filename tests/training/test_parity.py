@@ -24,7 +24,9 @@ from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.losses import prepare
+from embedtrain.pooling.gaussian import GaussianPooling
 from embedtrain.pooling.mean import MeanPooling
+from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.training.step import ContrastiveStep, mix
 from embedtrain.types import (
     EmbeddingBatch,
@@ -75,28 +77,73 @@ class FixedTeacher:
 def build_loss(name: str) -> torch.nn.Module:
     """The YAML as it is, but for sizes, which are those of the tiny model. Drawn weights are the same on every rank."""
     torch.manual_seed(0)
-    node = _fitted(compose_config([f"loss={name}"]).config["loss"])
-    loss = build(node)
+    loss = build(node_of(name))
     prepare(loss, embedding_dim=DIM, teachers=dict.fromkeys(needs_of(loss).teachers, DIM))
     return loss
 
 
+@cache
+def node_of(name: str) -> dict[str, Any]:
+    return _fitted(compose_config([f"loss={name}"]).config["loss"])
+
+
 def _fitted(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: SIZES[key] if key in SIZES else _fitted(value) for key, value in node.items()}
+        return {
+            key: SIZES[key] if key in SIZES and isinstance(value, list) else _fitted(value)
+            for key, value in node.items()
+        }
     return node
 
 
-SIZES = {"dims": [32, 16, 8]}
+SIZES = {"dims": [32, 16, 8], "pairs": [[1, 8], [1, None], [2, 16]], "layers": [1, 2]}
+
+
+class SmallHead(torch.nn.Module):
+    """Stands for a sparse head: one vector of other dimensions, used as it is."""
+
+    as_is = True
+    output_dim = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanPooling()
+        self.linear = torch.nn.Linear(DIM, self.output_dim)
+
+    def forward(self, hidden: torch.Tensor, tokens: RaggedTokens) -> torch.Tensor:
+        return self.linear(self.mean(hidden, tokens)).relu()
+
+
+def token_vectors(dim: int) -> MultiVectorPooling:
+    return MultiVectorPooling(hidden_size=DIM, punctuation_ids=(), dim=dim, skip_punctuation=False)
+
+
+# What a loss asks of the encoder beyond one vector per text, by the name of its YAML.
+POOLINGS = {
+    "colbert": lambda: token_vectors(DIM),
+    "token_groups": lambda: token_vectors(DIM),
+    "gaussian": lambda: GaussianPooling(hidden_size=DIM, dim=DIM // 2),
+}
+VIEWS = {"multi_vector": lambda: token_vectors(8)}  # any other: a small head
 
 
 @cache
-def encoder_of(folder: str, kernel: str, dropout: float = 0.0) -> Encoder:
+def encoder_of(folder: str, kernel: str, name: str = "infonce", dropout: float = 0.0) -> Encoder:
+    """The tiny model with the head and the views that the loss `name` reads; the same weights on every rank."""
     backbone = TransformerBackbone(name=folder, kernel=kernel, dropout=dropout)
     tokenizer = TextTokenizer(
         tokenizer=backbone.tokenizer(), prompts=Prompts(), max_query_length=64, max_document_length=64, append_eos=False
     )
-    return Encoder(backbone=backbone, pooling=MeanPooling(), tokenizer=tokenizer)
+    needs = needs_of(build_loss(name))
+    torch.manual_seed(0)
+    encoder = Encoder(
+        backbone=backbone,
+        pooling=POOLINGS.get(name, MeanPooling)(),
+        tokenizer=tokenizer,
+        views={view: VIEWS.get(view, SmallHead)() for view in needs.views},
+    )
+    encoder.read_layers(needs.layers)
+    return encoder
 
 
 def batch_of(first: int, last: int) -> TokenBatch:
@@ -149,7 +196,7 @@ def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 
 def reference(folder: str, name: str) -> tuple[float, torch.Tensor]:
-    encoder, loss, batch = encoder_of(folder, "padded"), build_loss(name), batch_of(0, QUERIES)
+    encoder, loss, batch = encoder_of(folder, "padded", name), build_loss(name), batch_of(0, QUERIES)
     encoder.train()
     embeddings = encoder(RaggedTokens.cat([batch.queries, batch.documents]))
     q, d = embeddings.select(torch.arange(QUERIES)), embeddings.select(torch.arange(QUERIES, len(embeddings)))
@@ -181,7 +228,7 @@ def steps_of_rank(folder: str, dropout: float = 0.0) -> dict[tuple[str, str, str
     found = {}
     for name in LOSSES:
         for kernel in KERNELS:
-            encoder = encoder_of(folder, kernel, dropout)
+            encoder = encoder_of(folder, kernel, name, dropout)
             encoder.train()
             for mechanics, (cached_share, chunk_tokens) in MECHANICS.items():
                 loss = build_loss(name)
@@ -245,7 +292,7 @@ def dropout_of_rank(folder: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
     for kernel in KERNELS:
         gradients = []
         for cached_share in (0.0, 1.0):
-            encoder, loss = encoder_of(folder, kernel, 0.2), build_loss("infonce")
+            encoder, loss = encoder_of(folder, kernel, "infonce", 0.2), build_loss("infonce")
             encoder.train()
             encoder.zero_grad()
             step = ContrastiveStep(encoder=encoder, loss=loss, chunk_tokens=36, cached_share=cached_share, seed=3)

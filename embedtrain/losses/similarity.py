@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError
+from embedtrain.losses.precision import full
 from embedtrain.types import EmbeddingBatch, Embeddings
 
 # Bytes of token products that MaxSim has in hand at once.
@@ -93,11 +94,6 @@ def _single(queries: Embeddings, documents: Embeddings, query_tokens: Literal["s
     if queries.offsets is not None or documents.offsets is not None:
         raise ConfigError("MaxSim compares token vectors with token vectors; one side has one vector per text.")
     return DenseSpace(queries.values, documents.values)
-
-
-def full(x: Tensor) -> Tensor:
-    """fp32 (fp64 stays): at temperature 0.01 a bf16 logit is off by 0.2."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class DenseSpace:

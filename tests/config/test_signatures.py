@@ -15,7 +15,7 @@ from embedtrain.config.signatures import TargetError, fits, signature, words
     [
         "embedtrain.backbones.transformer.TransformerBackbone",
         "embedtrain.losses.infonce.InfoNCE",
-        "embedtrain.losses.matryoshka.Matryoshka",
+        "embedtrain.losses.wrappers.matryoshka.Matryoshka",
         "embedtrain.data.sources.JsonLines",  # seen through the package's __init__
         "embedtrain.data.sources.pairs.PairsFile",
         "embedtrain.evaluation.retrieval.PairsEvaluator",

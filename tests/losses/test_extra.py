@@ -13,7 +13,7 @@ from embedtrain.losses.extra import with_documents
 from embedtrain.losses.extra.memory import CrossBatchMemory
 from embedtrain.losses.extra.mixing import HardNegativeMixing
 from embedtrain.losses.infonce import InfoNCE
-from embedtrain.losses.matryoshka import Matryoshka
+from embedtrain.losses.wrappers.matryoshka import Matryoshka
 from embedtrain.types import NO_OWNER
 from tests.helpers.batches import random_batch, with_leaves
 from tests.losses import oracle

@@ -6,7 +6,7 @@ import torch
 from embedtrain.errors import ConfigError
 from embedtrain.losses import prepare
 from embedtrain.losses.infonce import InfoNCE
-from embedtrain.losses.matryoshka import Matryoshka
+from embedtrain.losses.wrappers.matryoshka import Matryoshka
 from embedtrain.types import EmbeddingBatch, Embeddings
 from tests.helpers.batches import random_batch, with_leaves
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.losses.ranking.pairs import refuse_multi_vector
 from embedtrain.losses.shares import in_rows
-from embedtrain.types import NO_LABEL, EmbeddingBatch
+from embedtrain.types import NO_LABEL, NO_OWNER, EmbeddingBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def labelled_items(batch: EmbeddingBatch) -> Items:
             f"label: expected one in every row, but {int(missing.sum())} of {len(missing)} queries in the batch have none; "
             f"the first is query {int(torch.nonzero(missing)[0])}. Label every row of the sources that use this loss."
         )
-    positive = torch.nonzero(relation.is_positive).flatten()
+    positive = torch.nonzero(relation.is_positive & (relation.owner != NO_OWNER)).flatten()
     owner = torch.cat([torch.arange(relation.num_queries, device=positive.device), relation.owner[positive]])
     _, label = torch.unique(relation.labels[owner], return_inverse=True)
     vector = torch.cat([batch.queries.values, batch.documents.values[positive]])

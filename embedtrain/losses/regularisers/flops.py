@@ -25,7 +25,7 @@ class Flops(nn.Module):
     that many texts use dearer than l1, which only counts. The first step is step 1.
     Cost: none beside the embeddings.
 
-    query_weight     SPLADE++ 0.5 (arXiv:2205.04733), where scores are inner products of hundreds; SPLADE v2 about 1e-3
+    query_weight     SPLADE++ 0.5 (arXiv:2205.04733)
     document_weight  SPLADE++ 0.4
     warmup_steps     50000 in SPLADE, a third of its training; 0 = full weight from the start
     kind             flops | l1

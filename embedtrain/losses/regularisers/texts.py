@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import ConfigError
-from embedtrain.types import EmbeddingBatch, Needs
+from embedtrain.types import NO_OWNER, EmbeddingBatch, Needs
 
 Documents = Literal["all", "positives"]
 
@@ -41,4 +41,10 @@ def check_documents(documents: str) -> None:
 def document_vectors(batch: EmbeddingBatch, documents: Documents) -> Tensor:
     """Of all documents, or of those that a query brought as its positive, [D, E]."""
     vectors = batch.documents.values
-    return vectors if documents == "all" else vectors[torch.nonzero(batch.relation.is_positive).flatten()]
+    return vectors if documents == "all" else vectors[positives(batch)]
+
+
+def positives(batch: EmbeddingBatch) -> Tensor:
+    """The documents that a query brought as its positive, [P]."""
+    relation = batch.relation
+    return torch.nonzero(relation.is_positive & (relation.owner != NO_OWNER)).flatten()

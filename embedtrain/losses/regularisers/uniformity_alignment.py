@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from embedtrain.errors import ConfigError
 from embedtrain.losses.distances import root
 from embedtrain.losses.precision import in_full_precision
-from embedtrain.losses.regularisers.texts import document_vectors, needs_view, viewed
+from embedtrain.losses.regularisers.texts import document_vectors, needs_view, positives, viewed
 from embedtrain.losses.shares import fraction
 from embedtrain.types import EmbeddingBatch, LossOutput
 
@@ -68,9 +68,9 @@ class UniformityAlignment(nn.Module):
     @in_full_precision
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
         seen = viewed(batch, self.view)
-        queries, positives = seen.queries.values, document_vectors(seen, "positives")
+        queries, documents = seen.queries.values, document_vectors(seen, "positives")
         alignment = self._alignment(seen) * fraction(batch)
-        sides = [uniformity(x, self.sharpness) for x in (queries, positives)]
+        sides = [uniformity(x, self.sharpness) for x in (queries, documents)]
         spread = torch.stack(sides).mean() * fraction(batch)
         return LossOutput(
             self.alignment_weight * alignment + self.uniformity_weight * spread,
@@ -78,7 +78,7 @@ class UniformityAlignment(nn.Module):
         )
 
     def _alignment(self, batch: EmbeddingBatch) -> Tensor:
-        positive = torch.nonzero(batch.relation.is_positive).flatten()
+        positive = positives(batch)
         apart = batch.queries.values[batch.relation.owner[positive]] - batch.documents.values[positive]
         return root(apart.square().sum(1)).pow(self.power).sum() / max(1, len(positive))
 

@@ -35,6 +35,7 @@ commands
   export     run=<directory>: the newest checkpoint of a run as a verified model folder; also: folder=<where to>
   report     run=<directory>: write its report.html again
   embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document
+  teach      teacher=<name under teachers> and the run's recipe and settings: its vectors of all texts of the run, on disk
 
 settings
   recipe=quickstart              a whole run from recipes/; or a file: recipe=path/to/mine.yaml
@@ -256,13 +257,18 @@ def _check(arguments: Arguments) -> int:
     composed, warnings = _compose(arguments, world=int(world))
 
     from embedtrain.config.origins import tree
+    from embedtrain.config.stages import stage_configs
     from embedtrain.planning import make_plan
 
-    plan = make_plan(composed.config, world=int(world))
+    plans = {name: make_plan(settings, world=int(world)) for name, settings in stage_configs(composed.config).items()}
     if output == "json":
-        print(json.dumps({**asdict(composed), "warnings": warnings, "plan": plan.as_dict()}, indent=2))
+        known = {name: plan.as_dict() for name, plan in plans.items()}
+        one_or_many = {"plan": known[""]} if "" in known else {"plans": known}
+        print(json.dumps({**asdict(composed), "warnings": warnings, **one_or_many}, indent=2))
         return 0
-    print("\n".join([*tree(composed.config, composed.origins), "", *plan.lines()]))
+    print("\n".join(tree(composed.config, composed.origins)))
+    for name, plan in plans.items():
+        print("\n".join(["", *([f"stage              {name}"] if name else []), *plan.lines()]))
     for warning in warnings:
         print(f"warning: {warning}")
     return 0
@@ -348,6 +354,24 @@ def _embed(arguments: Arguments) -> int:
     return 0
 
 
+def _teach(arguments: Arguments) -> int:
+    name = arguments.required("teacher", "a name under teachers")
+    composed, _ = _compose(arguments)
+
+    from embedtrain import distributed
+    from embedtrain import log as console
+    from embedtrain.inference import teach
+
+    _join_ranks()
+    console.start(main=distributed.is_main())
+    filled = teach(composed.config, name)
+    if distributed.is_main():
+        done = f"{filled.encoded:,} texts encoded" if filled.encoded else "nothing left to encode"
+        print(f"{composed.config['teachers'][name]['store']}: {done}, {filled.there:,} were there")
+    distributed.shutdown()
+    return 0
+
+
 def _recipes(arguments: Arguments) -> int:
     from embedtrain.config.compose import recipe_files
 
@@ -372,4 +396,5 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "export": _export,
     "report": _report,
     "embed": _embed,
+    "teach": _teach,
 }

@@ -1,9 +1,10 @@
-"""What is done with a finished model: measure it, or turn texts into vectors."""
+"""What is done with a finished model: measure it, turn texts into vectors, or let it teach."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 
 from embedtrain import distributed
-from embedtrain.assemble import build_evaluators
-from embedtrain.errors import DataError
+from embedtrain.assemble import build_evaluators, build_sources, build_teachers
+from embedtrain.errors import ConfigError, DataError
 from embedtrain.evaluation.result import EvaluationResult
 from embedtrain.export.load import load_encoder
+from embedtrain.teachers.cached import CachedTeacher
+from embedtrain.teachers.fill import Filled, fill
 from embedtrain.types import Role
 
 log = logging.getLogger("embedtrain")
@@ -37,6 +40,26 @@ def embed_file(model: str, texts: Path, output: Path, *, role: Role) -> tuple[in
     output.parent.mkdir(parents=True, exist_ok=True)
     np.save(output, vectors.numpy())
     return vectors.shape[0], vectors.shape[1]
+
+
+def teach(config: Mapping[str, Any], name: str) -> Filled:
+    """Embeds all texts of a run's sources by the teacher `name` into its store, each once. Every rank calls it.
+
+    Raises ConfigError where the config has no such teacher, or one that keeps no store.
+    """
+    teachers = build_teachers(config)
+    if name not in teachers:
+        raise ConfigError(
+            f"teacher={name}: the config has {', '.join(teachers) or 'no teachers'}. Add it under teachers."
+        )
+    teacher = teachers[name]
+    if not isinstance(teacher, CachedTeacher):
+        raise ConfigError(
+            f"teacher={name}: it keeps no store, so there is nothing to fill. For one that does: teacher@teachers.{name}=cached"
+        )
+    sources = build_sources(config).values()
+    rows = sum(len(source) for source in sources)
+    return fill(teacher, chain.from_iterable(sources), rows=rows, device=device())
 
 
 def read_lines(path: Path) -> list[str]:

@@ -65,6 +65,16 @@ class Encoder(nn.Module):
         return next(self.parameters()).device
 
     @property
+    def multi_vector(self) -> bool:
+        """Whether a text has several vectors, and is compared by MaxSim."""
+        return getattr(self.pooling, "multi_vector", False)
+
+    @property
+    def numbers_per_document(self) -> int:
+        """Numbers of the longest document's embedding."""
+        return self.embedding_dim * (self.tokenizer.max_length["document"] if self.multi_vector else 1)
+
+    @property
     def view_names(self) -> tuple[str, ...]:
         """Every view that `forward` makes."""
         return (*self.views, *(f"layer_{layer}" for layer in self.layers))
@@ -133,15 +143,18 @@ class Encoder(nn.Module):
         chunk_tokens: int = 16384,
         show_progress: bool = False,
     ) -> Tensor:
-        """Embeddings [N, E] of `texts`, in their order, fp32 on the CPU.
+        """Vectors [N, E] of `texts` for search by inner product, in their order, fp32 on the CPU.
+
+        They are the embeddings, except where a head makes vectors for search of them (`search_vectors`).
 
         role, source, instructions: choose the prompt, as in training; `instructions` has one entry for each text.
         chunk_tokens: tokens in one forward pass; changes memory, never the result.
 
         Raises ConfigError where a text has several vectors: see `encode_embeddings`.
         """
-        result = torch.empty(len(texts), self.embedding_dim)
-        if getattr(self.pooling, "multi_vector", False):
+        search_vectors = getattr(self.pooling, "search_vectors", None)
+        result = torch.empty(len(texts), getattr(self.pooling, "search_dim", self.embedding_dim))
+        if self.multi_vector:
             raise ConfigError(
                 f"pooling: {type(self.pooling).__name__} gives several vectors per text, where one is wanted. "
                 "Use encode_embeddings, or a pooling that gives one."
@@ -149,7 +162,8 @@ class Encoder(nn.Module):
         for index, embeddings in self._encoded(
             texts, role, source, instructions, chunk_tokens=chunk_tokens, show_progress=show_progress, views=False
         ):
-            result[index] = embeddings.values
+            values = embeddings.values
+            result[index] = values if search_vectors is None else search_vectors(values, role)
         return result
 
     def encode_embeddings(

@@ -1,4 +1,7 @@
-"""Texts to embeddings for an evaluation: through the one `encode` of the encoder, divided among the ranks."""
+"""Texts to embeddings for an evaluation: through the one `encode` of the encoder, divided among the ranks.
+
+An encoder that gives several vectors per text says so (`multi_vector`) and is asked by `encode_embeddings`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from torch import Tensor
 
 from embedtrain.distributed import gather_objects, is_main, rank, world_size
 from embedtrain.errors import TrainingError
-from embedtrain.types import Role
+from embedtrain.types import Embeddings, Role
 
 
 class TextEncoder(Protocol):
-    """All that an evaluator needs of a model: texts -> embeddings [N, E] in the order of the texts, unit norm or not."""
+    """All that an evaluator needs of a model: texts -> vectors [N, E] in the order of the texts, for inner products."""
 
     def encode(
         self,
@@ -35,15 +38,16 @@ def encode(
     source: str | None = None,
     instructions: Sequence[str | None] | None = None,
     show_progress: bool = False,
-) -> Tensor:
-    """Embeddings [N, E] of `texts` on this rank.
+) -> Embeddings:
+    """`texts` on this rank, one vector each or several.
 
     Raises TrainingError when they are not finite: no figure means anything then.
     """
-    embeddings = encoder.encode(
-        texts, role=role, source=source, instructions=instructions, show_progress=show_progress and is_main()
-    )
-    broken = (~torch.isfinite(embeddings).all(dim=1)).nonzero().squeeze(1).tolist()
+    many = getattr(encoder, "multi_vector", False)
+    ask: Any = encoder.encode_embeddings if many else encoder.encode  # type: ignore[attr-defined]
+    given = ask(texts, role=role, source=source, instructions=instructions, show_progress=show_progress and is_main())
+    embeddings = given if isinstance(given, Embeddings) else Embeddings(given)
+    broken = _broken(embeddings)
     if broken:
         raise TrainingError(
             f"{len(broken)} of {len(texts)} texts have an embedding that is not finite, the first is {texts[broken[0]][:80]!r}. "
@@ -60,10 +64,10 @@ def encode_shares(
     source: str | None = None,
     instructions: Sequence[str | None] | None = None,
     show_progress: bool = False,
-) -> Tensor:
-    """Embeddings [N, E] of `texts` on every rank, each having encoded its share."""
+) -> Embeddings:
+    """`texts` on every rank, each having encoded its share; fp32 on the CPU."""
     mine = share_of_rank(len(texts))
-    own = torch.empty(0, 0)
+    own = None
     if mine:
         own = encode(
             encoder,
@@ -72,13 +76,19 @@ def encode_shares(
             source=source,
             instructions=None if instructions is None else [instructions[i] for i in mine],
             show_progress=show_progress,
-        )
-    parts = gather_objects(own.float().cpu())
-    embeddings = torch.empty(len(texts), parts[0].shape[1])  # rank 0 always has a share
-    for r, part in enumerate(parts):
-        if len(part):
-            embeddings[r :: len(parts)] = part
-    return embeddings
+        ).map(lambda values: values.float().cpu())
+    parts = gather_objects(own)
+    together = Embeddings.cat([part for part in parts if part is not None])
+    order = torch.tensor([i for r in range(len(parts)) for i in range(r, len(texts), len(parts))])
+    return together.select(torch.argsort(order))
+
+
+def _broken(embeddings: Embeddings) -> list[int]:
+    """Texts with a number that is not finite."""
+    rows = (~torch.isfinite(embeddings.values).all(dim=1)).nonzero().squeeze(1).cpu()
+    if embeddings.offsets is not None:
+        rows = torch.searchsorted(embeddings.offsets, rows, right=True).sub(1).unique()
+    return rows.tolist()
 
 
 def share_of_rank(size: int) -> range:

@@ -17,7 +17,6 @@ from typing import Any
 
 import ir_measures
 import torch
-from torch import Tensor
 
 from embedtrain.distributed import broadcast_object, is_main
 from embedtrain.errors import ConfigError
@@ -26,7 +25,7 @@ from embedtrain.evaluation.encoding import TextEncoder, encode, encode_shares, p
 from embedtrain.evaluation.result import EvaluationResult, QueryExample
 from embedtrain.evaluation.retrieval_data import RetrievalData, data_from_pairs
 from embedtrain.evaluation.search import merge_over_ranks, top_k
-from embedtrain.types import TrainingExample
+from embedtrain.types import Embeddings, TrainingExample
 
 # What a config may ask for. Cutoffs are ranks, from 1.
 MEASURES = {
@@ -39,6 +38,8 @@ MEASURES = {
 }
 METRICS = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
 EXAMPLE_CHARACTERS = 240
+# Of the documents at hand: 1 GiB in fp32.
+CHUNK_NUMBERS = 2**28
 
 
 class RetrievalEvaluator:
@@ -50,7 +51,10 @@ class RetrievalEvaluator:
         metrics: `<measure>@<cutoff>`, the first is primary. Measures: ndcg, mrr, recall, precision, map, accuracy.
         source: the training source whose prompts the texts get; null: the common prompts.
         instruction: the task, where the prompt has a place for it.
-        chunk_documents: documents encoded and searched at a time, per rank. Changes memory, never the result.
+        chunk_documents: documents encoded and searched at a time, per rank, at most: fewer where they would fill more than
+            1 GiB. Changes memory, never the result.
+
+    Texts are compared by inner product, token vectors by MaxSim.
     """
 
     def __init__(
@@ -110,8 +114,8 @@ class RetrievalEvaluator:
             ranking[query] = documents[:depth]
         return ranking
 
-    def _encode_queries(self, encoder: TextEncoder, show_progress: bool) -> Tensor:
-        """[Q, E], on the device where the search runs."""
+    def _encode_queries(self, encoder: TextEncoder, show_progress: bool) -> Embeddings:
+        """All queries, on the device where the search runs."""
         instructions = [self.data.instructions.get(query, self.instruction) for query in self.data.queries]
         queries = encode_shares(
             encoder,
@@ -121,12 +125,14 @@ class RetrievalEvaluator:
             instructions=instructions,
             show_progress=show_progress,
         )
-        return queries.to("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return queries.map(lambda values: values.to(device))
 
-    def _document_chunks(self, encoder: TextEncoder, mine: Sequence[int], show_progress: bool) -> Iterator[Tensor]:
-        """Embeddings [C, E] of this rank's documents."""
-        for start in range(0, len(mine), self.chunk_documents):
-            chunk = mine[start : start + self.chunk_documents]
+    def _document_chunks(self, encoder: TextEncoder, mine: Sequence[int], show_progress: bool) -> Iterator[Embeddings]:
+        """This rank's documents, some at a time: fewer where each has many numbers, as token vectors and sparse ones have."""
+        size = min(self.chunk_documents, max(1, CHUNK_NUMBERS // getattr(encoder, "numbers_per_document", 1)))
+        for start in range(0, len(mine), size):
+            chunk = mine[start : start + size]
             yield encode(
                 encoder,
                 [self.texts[i] for i in chunk],

@@ -3,7 +3,8 @@
 Documents come in chunks of C, queries are taken in blocks of B. Beyond the queries themselves [Q, E] and the chunk at hand
 [C, E] there are, in fp32 and int64 at any time,
 
-    B x C x 4 bytes     similarities of one block with one chunk
+    B x C x 4 bytes     similarities of one block with one chunk: inner products, or MaxSim (maxsim.py) where a text has
+                        several vectors
     Q x k x 12 bytes    the best so far
 
 so neither Q x D similarities nor all document embeddings ever exist. Numbers are fp32 whatever autocast or
@@ -21,38 +22,58 @@ import torch
 from torch import Tensor
 
 from embedtrain.distributed import gather_objects
+from embedtrain.evaluation.maxsim import maxsim_blocks
+from embedtrain.types import Embeddings
 
 QUERY_BLOCK = 1024
 
 
 @torch.no_grad()
 def top_k(
-    queries: Tensor, documents: Tensor | Iterable[Tensor], k: int, *, query_block: int = QUERY_BLOCK
+    queries: Embeddings | Tensor,
+    documents: Tensor | Iterable[Embeddings | Tensor],
+    k: int,
+    *,
+    query_block: int = QUERY_BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """The k documents of largest inner product with each query.
+    """The k documents of largest similarity to each query: inner product, or MaxSim between texts of several vectors.
 
     Args:
-        queries: [Q, E], on the device where the search shall run.
-        documents: [D, E], or chunks [C, E] one after the other (each is moved to the device and dropped again).
+        queries: [Q, E], or Q texts, on the device where the search shall run.
+        documents: [D, E], or chunks of C texts one after the other (each is moved to the device and dropped again).
         k: documents per query; all of them where there are fewer.
 
     Returns:
         scores [Q, min(k, D)] fp32, falling, and indices [Q, min(k, D)] int64 into the documents as they came.
     """
     chunks = [documents] if isinstance(documents, Tensor) else documents
-    queries = queries.float()
-    scores = queries.new_empty(len(queries), 0)
-    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    asked = _embeddings(queries).map(Tensor.float)
+    device = asked.values.device
+    scores = torch.empty(len(asked), 0, device=device)
+    indices = torch.empty(len(asked), 0, dtype=torch.int64, device=device)
     start = 0
-    with _full_precision(queries.device):
+    with _full_precision(device):
         for chunk in chunks:
-            chunk = chunk.to(queries.device, torch.float32)
-            found = [_block_top_k(block @ chunk.T, k) for block in queries.split(query_block)]
+            found = [_block_top_k(block, k) for block in _similarities(asked, _embeddings(chunk), query_block)]
             scores = torch.cat([scores, torch.cat([s for s, _ in found])], dim=1)
             indices = torch.cat([indices, torch.cat([i for _, i in found]) + start], dim=1)
             scores, indices = rank(scores, indices, k)
             start += len(chunk)
     return scores, indices
+
+
+def _embeddings(vectors: Embeddings | Tensor) -> Embeddings:
+    return vectors if isinstance(vectors, Embeddings) else Embeddings(vectors)
+
+
+def _similarities(queries: Embeddings, documents: Embeddings, query_block: int) -> Iterator[Tensor]:
+    """[B, C] of every block of queries."""
+    documents = documents.map(lambda values: values.to(queries.values.device, torch.float32))
+    if queries.offsets is not None:
+        yield from maxsim_blocks(queries, documents, query_block)
+    else:
+        for block in queries.values.split(query_block):
+            yield block @ documents.values.T
 
 
 def rank(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:

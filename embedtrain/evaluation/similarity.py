@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from embedtrain.errors import DataError
+from embedtrain.errors import ConfigError, DataError
 from embedtrain.evaluation.encoding import TextEncoder, encode_shares, prompts_used
 from embedtrain.evaluation.files import numbered_lines, open_text
 from embedtrain.evaluation.result import EvaluationResult
@@ -60,9 +60,14 @@ class SimilarityEvaluator:
             instructions=[self.instruction] * len(texts),
             show_progress=show_progress,
         )
+        if embeddings.offsets is not None:
+            raise ConfigError(
+                "evaluation.evaluators: similarity compares one vector per text, but this encoder gives several. Use retrieval "
+                "(evaluation=beir or held_out), which knows MaxSim."
+            )
         row = {text: i for i, text in enumerate(texts)}
-        first = embeddings[[row[text] for text in self.data.first]]
-        second = embeddings[[row[text] for text in self.data.second]]
+        first = embeddings.values[[row[text] for text in self.data.first]]
+        second = embeddings.values[[row[text] for text in self.data.second]]
         cosine = torch.nn.functional.cosine_similarity(first, second, dim=1).numpy()
         return EvaluationResult(
             name=self.data.name,

@@ -9,6 +9,7 @@ A head says by attributes what it asks for and what it gives:
     reads_last_token  texts end in EOS
     output_dim        H', where it is not the hidden size
     multi_vector      it gives `Embeddings` with offsets: several vectors per text
+    search_vectors    (values, role) -> [N, search_dim]: vectors for search by inner product, where the values are none
     as_is             each dimension has a meaning: its vectors are never projected and never scaled to length 1
 
 Parameters named hidden_size, num_layers, vocab_size, special_ids, punctuation_ids and lm_head are supplied by the program.

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embedtrain.types import RaggedTokens
+from embedtrain.gaussian import document_vectors, query_vectors
+from embedtrain.types import RaggedTokens, Role
 
 _LEAST_VARIANCE = 1e-6  # softplus falls to 0 in fp32 below -104, and a variance of 0 has no logarithm
 
@@ -18,7 +19,7 @@ class GaussianPooling(nn.Module):
     to the vocabulary, [CLS] and [VAR], and reads the variance at the second; here the last token (SEP, EOS) does its work
     and nothing is added. The variance starts at 1 whatever the text.
 
-    dim           k; an index for inner products holds 2k + 1 numbers per text
+    dim           k; a vector for search has 2k + 1 numbers
     hidden_size   of the backbone; supplied by the program.
     """
 
@@ -29,6 +30,7 @@ class GaussianPooling(nn.Module):
         super().__init__()
         self.dim = dim
         self.output_dim = 2 * dim
+        self.search_dim = 2 * dim + 1
         self.mean = nn.Linear(hidden_size, dim)
         self.variance = nn.Linear(hidden_size, dim)
         nn.init.zeros_(self.variance.weight)
@@ -39,3 +41,8 @@ class GaussianPooling(nn.Module):
         last = hidden[(tokens.offsets[1:] - 1).to(hidden.device, non_blocking=True)].float()
         variance = F.softplus(self.variance(last).float()) + _LEAST_VARIANCE
         return torch.cat([self.mean(first).float(), variance.log()], dim=1)
+
+    @staticmethod
+    def search_vectors(gaussians: Tensor, role: Role) -> Tensor:
+        """[N, 2k + 1] of [N, 2k]: their inner products rank documents by -KL(query || document)."""
+        return query_vectors(gaussians) if role == "query" else document_vectors(gaussians)

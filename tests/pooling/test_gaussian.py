@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch.distributions import Normal, kl_divergence
 
+from embedtrain.gaussian import document_vectors, query_vectors
 from embedtrain.pooling.gaussian import GaussianPooling
 from embedtrain.types import RaggedTokens
+from tests.helpers.models import tiny_model_dir
+from tests.pooling.test_every_head import encoder
 
 
 def test_mean_of_the_first_token_and_log_variance_of_the_last():
@@ -30,3 +34,28 @@ def test_no_state_gives_a_variance_without_a_logarithm():
     made.sum().backward()
     assert made.isfinite().all()
     assert hidden.grad.isfinite().all()
+
+
+def test_vectors_for_search_rank_by_the_divergence():
+    """phi_q . phi_d = -KL(q || d) + h(q), against torch's own divergence."""
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (3, 5))
+
+    def normal(gaussian):
+        return Normal(gaussian[:3], (gaussian[3:] / 2).exp())
+
+    negative = torch.tensor(
+        [[-float(kl_divergence(normal(q), normal(d)).sum()) for d in documents] for q in queries], dtype=torch.float64
+    )
+    found = GaussianPooling.search_vectors(queries, "query") @ GaussianPooling.search_vectors(documents, "document").T
+    rest = found - negative
+    torch.testing.assert_close(rest, rest[:, :1].expand_as(rest), rtol=1e-12, atol=1e-12)
+
+
+def test_the_encoder_searches_by_the_divergence(tmp_path):
+    model = encoder("gaussian", tiny_model_dir("bert", tmp_path), "auto")
+    texts = ["a cat", "two dogs and a bird"]
+    for role, vectors in (("query", query_vectors), ("document", document_vectors)):
+        raw = model.encode_embeddings(texts, role=role)
+        assert raw.dim == model.embedding_dim == 512
+        torch.testing.assert_close(model.encode(texts, role=role), vectors(raw.values))

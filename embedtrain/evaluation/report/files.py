@@ -68,11 +68,12 @@ def read_run(directory: str | Path) -> RunFiles:
 
     config_text = text("config.yaml", "the settings of the run are unknown")
     environment = text("environment.json", "command, versions and hardware are unknown")
-    first_step = text("negatives.json", "what a query was contrasted with is unknown")
-    log = text("metrics.jsonl", "there are no curves")
-    series, not_finite, seconds = _series(log)
     config = OmegaConf.to_container(OmegaConf.create(config_text)) if config_text else {}
     assert isinstance(config, dict)
+    stages = [str(name) for name, node in (config.get("stages") or {}).items() if node is not None]
+    last = f"stages/{stages[-1]}/" if stages else ""  # curves are those of the last stage
+    first_step = text(f"{last}negatives.json", "what a query was contrasted with is unknown")
+    series, not_finite, seconds = _series(text(f"{last}metrics.jsonl", "there are no curves"))
     overrides = directory / "overrides.txt"
     return RunFiles(
         dir=directory,
@@ -80,7 +81,7 @@ def read_run(directory: str | Path) -> RunFiles:
         config_text=config_text,
         overrides=overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else [],
         environment=_json(directory / "environment.json", environment),
-        first_step=_json(directory / "negatives.json", first_step),
+        first_step=_json(directory / f"{last}negatives.json", first_step),
         series=series,
         not_finite=not_finite,
         seconds=seconds,

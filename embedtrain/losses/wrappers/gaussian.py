@@ -8,7 +8,7 @@ from torch import nn
 
 from embedtrain.gaussian import document_vectors, query_vectors
 from embedtrain.losses.precision import full
-from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput
+from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, Needs
 
 
 class GaussianKL(nn.Module):
@@ -22,6 +22,8 @@ class GaussianKL(nn.Module):
 
     inner   the loss; its temperature divides the KL, in nats
     """
+
+    needs = Needs(embedding="gaussian")
 
     def __init__(self, *, inner: nn.Module):
         super().__init__()

@@ -73,7 +73,7 @@ class Plan:
     world: int
     queries_per_step: int
     parameters: Parameters | None
-    negatives: Negatives
+    negatives: Negatives | None  # None: an objective contrasts nothing
     rows: int | None
     steps_per_epoch: int | None
     steps: int | None
@@ -83,7 +83,8 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         known = asdict(self)
-        known["negatives"]["total"] = self.negatives.total
+        if self.negatives is not None:
+            known["negatives"]["total"] = self.negatives.total
         if self.parameters is not None:
             known["parameters"]["trainable_share"] = self.parameters.trainable_share
         if self.memory is not None:
@@ -100,10 +101,11 @@ class Plan:
             text.append(f"embedding          {p.embedding_dim} dimensions")
         text.append(f"queries per step   {self.queries_per_step:,}")
         n = self.negatives
-        text.append(
-            f"negatives          {n.total:,.6g} per query: {n.hard:,.6g} hard + {n.in_batch:,.6g} in-batch + "
-            f"{n.cross_device:,.6g} cross-device"
-        )
+        if n is not None:
+            text.append(
+                f"negatives          {n.total:,.6g} per query: {n.hard:,.6g} hard + {n.in_batch:,.6g} in-batch + "
+                f"{n.cross_device:,.6g} cross-device"
+            )
         if self.steps is not None:
             epoch = (
                 "" if self.steps_per_epoch is None else f", {self.steps_per_epoch:,} per epoch of {self.rows:,} rows"
@@ -124,14 +126,16 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
     training, data, unknown = config["training"], config["data"], []
     per_step = queries_per_step(training, world)
     parameters: Parameters | None = None
-    loss = build_shapes(config["loss"])
+    loss = None if config["objective"] else build_shapes(config["loss"])
     try:
         encoder, teachers = model_shapes(config)
     except EmbedtrainError as error:
         unknown.append(f"parameters and memory: {error}")
     else:
-        prepare(loss, embedding_dim=encoder.embedding_dim, teachers=teachers)
-        parameters = count_parameters(encoder, loss)
+        if loss is not None:
+            prepare(loss, embedding_dim=encoder.embedding_dim, teachers=teachers)
+        objective = None if loss is not None else build_shapes(config["objective"], encoder=encoder)
+        parameters = count_parameters(encoder, *(part for part in (loss, objective) if part is not None))
     rows: dict[str, int] = {}
     hard = float(data["num_negatives"] or 0)
     positives = float(data["num_positives"] or 1)
@@ -139,7 +143,7 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         rows, positives, hard = look_at_data(config)
     except EmbedtrainError as error:
         unknown.append(f"steps: {error}")
-    else:
+    if rows and loss is not None:
         refuse_squashed_rows(loss, (example for _, example in some_rows(config)))
     per_epoch = steps_per_epoch(rows, data, per_step) if rows else None
     steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
@@ -156,7 +160,9 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         world=world,
         queries_per_step=per_step,
         parameters=parameters,
-        negatives=count_negatives(config, fullest / training["accumulation_steps"], world, positives, hard),
+        negatives=None
+        if loss is None
+        else count_negatives(config, fullest / training["accumulation_steps"], world, positives, hard),
         rows=sum(rows.values()) or None,
         steps_per_epoch=per_epoch,
         steps=steps,
@@ -181,14 +187,16 @@ def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, int]]:
     return encoder, {name: teacher.dim for name, teacher in build_teachers(config).items()}
 
 
-def build_shapes(node: Mapping[str, Any]) -> nn.Module:
+def build_shapes(node: Mapping[str, Any], **runtime: Any) -> nn.Module:
     """A component on the meta device."""
     with torch.device("meta"):
-        return build(node)
+        return build(node, **runtime)
 
 
-def count_parameters(encoder: Encoder, loss: nn.Module) -> Parameters:
-    known = list(nn.ModuleList([encoder, loss]).parameters())
+def count_parameters(*parts: nn.Module) -> Parameters:
+    """Of an encoder and what it learns from."""
+    encoder: Any = parts[0]
+    known = list(nn.ModuleList(parts).parameters())
     shape: Any = encoder.backbone.config
     return Parameters(
         total=sum(p.numel() for p in known),

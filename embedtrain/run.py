@@ -8,6 +8,7 @@
         metrics.jsonl       numbers by step
         evaluation/         results before and after, by query
         checkpoints/        what a resume needs
+    stages/adapt/       where a run has stages: metrics, checkpoints and weights of each
         model/              the exported model
         report.html
 
@@ -114,7 +115,8 @@ def standing(config: Mapping[str, Any]) -> Standing:
             "with run.resume=auto."
         )
     finished = bool(_environment(directory).get("finished"))
-    if not finished and not any((directory / "checkpoints").glob("step_*")):
+    left = ("checkpoints/step_*", "stages/*/checkpoints/step_*", "stages/*/weights.safetensors")
+    if not finished and not any(found for pattern in left for found in directory.glob(pattern)):
         if resume == "must":
             raise ConfigError(f"run.resume=must: {shown} has no checkpoint to resume from.")
         return Standing()  # it ended before its first checkpoint: nothing is lost by starting again

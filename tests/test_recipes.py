@@ -104,7 +104,7 @@ def test_a_recipe_trains_and_its_export_gives_the_embeddings_of_the_trained_enco
     checkpoint = find_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.step == 2
-    load_weights(checkpoint, named_trainable(encoder, build(config["loss"])))
+    load_weights(checkpoint, named_trainable({"encoder": encoder, "loss": build(config["loss"])}))
     exported = SentenceTransformer(str(run / "model"), device="cpu")
     for role, encode in (("query", exported.encode_query), ("document", exported.encode_document)):
         np.testing.assert_allclose(encode(texts), encoder.encode(texts, role=role).numpy(), atol=1e-5)

@@ -45,6 +45,9 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[l
 
 
 def _is_free(key: str) -> bool:
+    """Whether a setting, of the run or of one of its stages, changes nothing that is learned."""
+    if key.startswith("stages."):
+        key = key.split(".", 2)[-1]
     return any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 

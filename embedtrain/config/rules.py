@@ -194,6 +194,27 @@ def backbone(config: dict[str, Any], world: int) -> Iterator[Finding]:
         )
 
 
+def what_is_learned(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    if config["loss"] and config["objective"]:
+        yield Problem(
+            "loss and objective: a run, or a stage of one, trains by one of them. Set loss=null, or objective=null."
+        )
+
+
+def texts_alone(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """A text that is its own positive teaches contrast only through the two dropout masks (SimCSE, arXiv:2104.08821)."""
+    kinds = {
+        name: str((node or {}).get("_target_", "")).rpartition(".")[2]
+        for name, node in config["data"]["sources"].items()
+    }
+    alone = [name for name, kind in kinds.items() if kind == "Texts"]
+    if alone and config["loss"] and config["backbone"].get("dropout") == 0:
+        yield Regret(
+            f"backbone.dropout=0: in data.sources.{alone[0]} a text is its own positive, and without dropout both have the very "
+            "same embedding, so nothing is left to pull together. SimCSE uses 0.1."
+        )
+
+
 def precision(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if config["training"]["mixed_precision"] == "fp16":
         yield Regret(
@@ -274,6 +295,8 @@ RULES: tuple[Rule, ...] = (
     sources,
     paths,
     backbone,
+    what_is_learned,
+    texts_alone,
     precision,
     prompts,
     groups,

@@ -223,7 +223,9 @@ class Config:
     backbone: dict[str, Any] = setting({}, "Component: ragged tokens -> hidden states.")
     pooling: dict[str, Any] = setting({}, "Component: hidden states -> one vector per text.")
     loss: dict[str, Any] = setting({}, "Component: embeddings and their relation -> a number.")
-    teachers: dict[str, Any] = setting({}, "Models that a loss learns from, by name: components of embedtrain.teachers.")
+    teachers: dict[str, Any] = setting(
+        {}, "Models that a loss learns from, by name: components of embedtrain.teachers."
+    )
     objective: dict[str, Any] = setting({}, "Component: token states -> a number; takes the place of the loss.")
     encoder: EncoderConfig = _part(EncoderConfig)
     prompts: PromptsConfig = _part(PromptsConfig)
@@ -233,6 +235,10 @@ class Config:
     evaluation: EvaluationConfig = _part(EvaluationConfig)
     trackers: dict[str, Any] = setting({}, "Where numbers go besides metrics.jsonl, by name: components.")
     export: ExportConfig = _part(ExportConfig)
+    stages: dict[str, Any] = setting(
+        {},
+        "Stages by name, run in order: the settings that differ in each. Every stage starts from the weights before.",
+    )
     allow_targets: list[str] = setting(
         [], "Import prefixes, besides embedtrain and torch.optim, that a _target_ may name."
     )

@@ -17,6 +17,7 @@ from embedtrain.config.explain import did_you_mean, unknown_key, yaml_no
 from embedtrain.config.rules import paths, relations, world_size
 from embedtrain.config.schema import settings
 from embedtrain.config.signatures import Signature, TargetError, fits, signature, words
+from embedtrain.config.stages import stage_configs, stage_problems, stage_regrets
 from embedtrain.errors import ConfigError
 
 MISSING = "???"
@@ -45,17 +46,35 @@ def validate(config: dict[str, Any], problems: Sequence[str] = (), *, world: int
     Returns warnings: settings that work and may be regretted. Raises ConfigError with all problems; with
     training.strict the warnings are among them.
     """
-    found = [*problems, *_frame(config), *_missing(config), *_components(config)]
-    # Relations read many keys; they are asked once the keys themselves are right.
-    warnings: list[str] = []
-    if not found:
-        wrong, warnings = relations(config, world or world_size())
-        found += wrong
-        if config["training"]["strict"]:
-            found += [f"{warning} (an error because of training.strict)" for warning in warnings]
+    found = [*problems, *stage_problems(config)]
+    wrong, warnings = _of_all_stages(config, world or world_size(), sound=not found)
+    found += wrong
+    if warnings and config["training"]["strict"]:
+        found += [f"{warning} (an error because of training.strict)" for warning in warnings]
     if found:
         raise ConfigError(report(found))
     return warnings
+
+
+def _of_all_stages(config: dict[str, Any], world: int, *, sound: bool) -> tuple[list[str], list[str]]:
+    """(problems, warnings) of every stage. What is said of all of them is the run's own."""
+    checked = {name: _of_one(settings, world, sound=sound) for name, settings in stage_configs(config).items()}
+    said: tuple[list[str], list[str]] = ([], list(stage_regrets(config)))
+    for kind in (0, 1):
+        everywhere = set.intersection(*(set(texts[kind]) for texts in checked.values()))
+        for number, (name, texts) in enumerate(checked.items()):
+            for text in texts[kind]:
+                if text not in everywhere:
+                    said[kind].append(f"stages.{name}.{text}")
+                elif number == 0:
+                    said[kind].append(text)
+    return said
+
+
+def _of_one(config: dict[str, Any], world: int, *, sound: bool) -> tuple[list[str], list[str]]:
+    """`sound`: nothing is wrong with the keys so far. Relations read many of them, and are asked once they are right."""
+    found = [*_frame(config), *_missing(config), *_components(config)]
+    return relations(config, world) if sound and not found else (found, [])
 
 
 def validate_evaluation(config: dict[str, Any], problems: Sequence[str] = ()) -> None:

@@ -19,11 +19,11 @@ from embedtrain.errors import ConfigError
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
 
-def named_trainable(encoder: nn.Module, loss: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Everything that learns, by a name that is stable between runs: `encoder.*` and `loss.*`."""
+def named_trainable(modules: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """Everything in `modules` that learns, by a name that is stable between runs: `encoder.*`, `loss.*`, `objective.*`."""
     named = [
         (f"{part}.{name}", parameter)
-        for part, module in (("encoder", encoder), ("loss", loss))
+        for part, module in modules.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     ]

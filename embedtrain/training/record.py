@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from embedtrain.config.stages import stage_configs
 from embedtrain.data.loader import StepLoader
 from embedtrain.evaluation.result import EvaluationResult
 from embedtrain.evaluation.statistics import compare
 from embedtrain.export.record import MetricRecord, RunRecord, SourceRecord
 from embedtrain.run import Run
+from embedtrain.training.stages import Stage
 
 _HYPER_PARAMETERS = (
     "learning_rate",
@@ -24,8 +26,7 @@ _HYPER_PARAMETERS = (
 
 
 def run_record(
-    config: Mapping[str, Any],
-    run: Run,
+    stage: Stage,
     loader: StepLoader,
     before: Mapping[str, EvaluationResult],
     after: Mapping[str, EvaluationResult],
@@ -33,7 +34,8 @@ def run_record(
     steps: int,
     seconds: float,
 ) -> RunRecord:
-    """What the card may say of this run; the encoder's own facts are added by the export."""
+    """What the card may say of this run, of which `stage` is the last; the encoder's own facts are added by the export."""
+    config, run = stage.config, stage.whole
     mixture = loader.sampler.mixture
     return RunRecord(
         name=config["run"]["name"],
@@ -42,8 +44,8 @@ def run_record(
             SourceRecord(name=name, rows=int(rows), weight=float(share))
             for name, rows, share in zip(mixture.names, mixture.sizes, mixture.shares, strict=True)
         ),
-        loss=one_line(config["loss"]),
-        negatives=negatives_line(run),
+        loss=", then ".join(one_line(each["objective"] or each["loss"]) for each in stage_configs(run.config).values()),
+        negatives=negatives_line(stage.run),
         hyper_parameters={
             "steps": steps,
             "epochs": round(loader.epoch_of(steps), 3),

@@ -57,20 +57,13 @@ class TokenStep:
         self.scale = scale
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
-        """What learns in this step, by name. A head that the objective does not read must not even decay."""
-        parts: tuple[str, ...] = self.loss.trains  # type: ignore[assignment]
-        return {f"encoder.{part}": self.encoder.get_submodule(part) for part in parts} | {"objective": self.loss}
-
-    @property
     def parameters(self) -> list[nn.Parameter]:
-        return [p for module in self.trained.values() for p in module.parameters() if p.requires_grad]
+        parts = learning(self.encoder, self.loss).values()
+        return [p for module in parts for p in module.parameters() if p.requires_grad]
 
     def __call__(self, micro_batches: Sequence[TokenBatch], step: int) -> StepResult:
         """Raises TrainingError before any update when the loss is not finite, naming rows."""
-        seed = mix(self.seed, step)
-        prepare: Callable[[TokenBatch, int], TokenTask] = self.loss.prepare  # type: ignore[assignment]
-        task = TokenTask.cat([prepare(batch, seed) for batch in micro_batches])
+        task = self._task(micro_batches, step)
         factors = self._factors(task, step)
         sums = dict.fromkeys(factors, 0.0)
         bad: list[str] = []
@@ -84,6 +77,23 @@ class TokenStep:
         self._refuse_non_finite(bad, step)
         distributed.sum_gradients(self.parameters)
         return self._result(sums, factors)
+
+    def first_line(self, micro_batches: Sequence[TokenBatch]) -> str:
+        """What the first step asks, in words. Every rank calls it."""
+        task = self._task(micro_batches, 0)
+        own = [
+            len(task),
+            int(task.lengths.sum()) // task.passes,
+            *(int(count.sum()) for count in task.targets.values()),
+        ]
+        items, tokens, *asked = distributed.sum_over_ranks(torch.tensor(own)).tolist()
+        predictions = ", ".join(f"{count:,} of {term}" for term, count in zip(task.targets, asked, strict=True))
+        what = "pairs" if len(task.texts) == 2 else "texts"
+        return f"first step: {items:,} {what}, {tokens:,} tokens; predictions: {predictions}"
+
+    def _task(self, micro_batches: Sequence[TokenBatch], step: int) -> TokenTask:
+        prepare: Callable[[TokenBatch, int], TokenTask] = self.loss.prepare  # type: ignore[assignment]
+        return TokenTask.cat([prepare(batch, mix(self.seed, step)) for batch in micro_batches])
 
     def _factors(self, task: TokenTask, step: int) -> dict[str, tuple[float, float]]:
         """(weight, predictions of all ranks) of each term."""
@@ -120,3 +130,9 @@ class TokenStep:
         totals = distributed.sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
         means = {term: total / factors[term][1] for term, total in zip(sums, totals, strict=True)}
         return StepResult(sum(factors[term][0] * mean for term, mean in means.items()), means)
+
+
+def learning(encoder: nn.Module, objective: nn.Module) -> dict[str, nn.Module]:
+    """What learns from an objective, by name. A head of the encoder that it does not read must not even decay."""
+    parts: tuple[str, ...] = objective.trains  # type: ignore[assignment]
+    return {f"encoder.{part}": encoder.get_submodule(part) for part in parts} | {"objective": objective}

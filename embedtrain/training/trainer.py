@@ -23,6 +23,7 @@ from embedtrain.training.checkpoint import find_checkpoint, load_checkpoint, sav
 from embedtrain.training.optim import set_learning_rates
 from embedtrain.training.step import ContrastiveStep, StepResult
 from embedtrain.training.telemetry import SpeedMeter
+from embedtrain.training.token_step import TokenStep
 from embedtrain.training.trackers import Tracker
 from embedtrain.training.trackers.jsonl import JsonLinesTracker
 from embedtrain.types import TokenBatch
@@ -52,7 +53,7 @@ class Trainer:
         on_first_step: sees the first batches, before the first update; called on every rank.
     """
 
-    step: ContrastiveStep
+    step: ContrastiveStep | TokenStep
     loader: StepLoader
     optimizer: torch.optim.Optimizer
     named: list[tuple[str, nn.Parameter]]

@@ -11,12 +11,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from embedtrain import distributed
-from embedtrain.assemble import build_encoder
-from embedtrain.config.build import build
+from embedtrain.assemble import build_encoder, build_teachers
 from embedtrain.config.compose import compose_config
 from embedtrain.config.validate import validate
 from embedtrain.run import Run
-from embedtrain.training.job import build_loader, build_trackers, build_trainer
+from embedtrain.training.building import build_learned, build_loader, build_trackers, build_trainer
 from embedtrain.training.trainer import Trainer
 from tests.helpers.models import tiny_model_dir
 
@@ -81,10 +80,15 @@ def tiny_trainer(config: dict[str, Any]) -> Trainer:
     AcceleratorState._reset_state()  # one process makes many runs here, of different precision
     accelerator = Accelerator(cpu=True, mixed_precision=config["training"]["mixed_precision"])
     torch.manual_seed(config["run"]["seed"])
-    encoder, loss = build_encoder(config), build(config["loss"])
+    encoder = build_encoder(config)
+    teachers = build_teachers(config)
+    loss = build_learned(config, encoder, teachers)
+    for teacher in teachers.values():
+        teacher.load("cpu")
     distributed.broadcast_tensors([*encoder.parameters(), *loss.parameters()])
     trackers = build_trackers(config, run)
-    trainer = build_trainer(config, run, encoder, loss, build_loader(config, encoder), accelerator, dict, trackers)
+    loader = build_loader(config, encoder, teachers)
+    trainer = build_trainer(config, run, encoder, loss, loader, accelerator, dict, trackers, teachers)
     trainer.run = run  # type: ignore[attr-defined]  # keeps the lock of the directory
     return trainer
 

@@ -14,7 +14,7 @@ from embedtrain.training.optim import adamw, named_trainable, parameter_groups
 def setup_model(seed=0, width=8):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
-    named = named_trainable(model, nn.Module())
+    named = named_trainable({"encoder": model, "loss": nn.Module()})
     groups = parameter_groups(named, learning_rate=0.01, weight_decay=0.1)
     return model, named, adamw(groups, betas=(0.9, 0.999), eps=1e-8)
 

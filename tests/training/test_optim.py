@@ -18,7 +18,7 @@ class Toy(nn.Module):
 
 
 def groups_by_name(**settings):
-    named = named_trainable(Toy(), nn.Module())
+    named = named_trainable({"encoder": Toy(), "loss": nn.Module()})
     groups = parameter_groups(named, **{"learning_rate": 1.0, "weight_decay": 0.1, **settings})
     where = {id(p): group for group in groups for p in group["params"]}
     assert len(where) == len(named)
@@ -56,7 +56,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_shows_names():
 def test_nothing_to_train_is_refused():
     frozen = Toy().requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
-        named_trainable(frozen, nn.Module())
+        named_trainable({"encoder": frozen, "loss": nn.Module()})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,9 @@ def test_the_learning_rate_is_the_closed_form(schedule, expected):
 
 
 def test_the_factor_multiplies_each_groups_own_rate():
-    groups = parameter_groups(named_trainable(Toy(), nn.Module()), learning_rate=2.0, weight_decay=0.0, layer_decay=0.5)
+    groups = parameter_groups(
+        named_trainable({"encoder": Toy(), "loss": nn.Module()}), learning_rate=2.0, weight_decay=0.0, layer_decay=0.5
+    )
     optimizer = adamw(groups, betas=(0.9, 0.999), eps=1e-8)
     for factor in (0.5, 0.25):  # not compounded
         set_learning_rates(optimizer, factor)

@@ -405,6 +405,7 @@ class Needs:
     teachers: tuple[str, ...] = ()
     scores: bool = False  # every row brings scores
     labels: bool = False  # every row brings a label
+    embedding: Literal["multi_vector", "gaussian"] | None = None  # what pooling must make; None: any
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -413,6 +414,7 @@ class Needs:
             teachers=tuple(sorted({*self.teachers, *other.teachers})),
             scores=self.scores or other.scores,
             labels=self.labels or other.labels,
+            embedding=self.embedding or other.embedding,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from embedtrain.types import EmbeddingBatch, Embeddings, Needs, Relation
+from embedtrain.types import EmbeddingBatch, Embeddings, Needs, Relation, text_id
 
 
 def random_relation(
@@ -86,7 +86,8 @@ def annotated(batch: EmbeddingBatch, *, classes: int = 3, levels: int | None = N
     if levels is not None:
         scores = torch.floor(scores * levels) / levels
     labels = torch.arange(batch.relation.num_queries) % classes * 7919
-    return replace(batch, relation=replace(batch.relation, scores=scores, labels=labels))
+    sources = torch.full_like(labels, text_id("source"))
+    return replace(batch, relation=replace(batch.relation, scores=scores, labels=labels, sources=sources))
 
 
 def supplied(batch: EmbeddingBatch, needs: Needs) -> EmbeddingBatch:
@@ -102,11 +103,19 @@ def supplied(batch: EmbeddingBatch, needs: Needs) -> EmbeddingBatch:
         names = (*needs.views, *(f"layer_{layer}" for layer in needs.layers))
         return replace(embeddings, views={name: vectors(len(embeddings)).map(Tensor.requires_grad_) for name in names})
 
+    if needs.embedding == "multi_vector":
+        batch = replace(batch, queries=tokens_of(batch.queries), documents=tokens_of(batch.documents))
     taught = {
         name: replace(batch, queries=vectors(len(batch.queries)), documents=vectors(len(batch.documents)))
         for name in needs.teachers
     }
     return replace(batch, queries=viewed(batch.queries), documents=viewed(batch.documents), teachers=taught)
+
+
+def tokens_of(embeddings: Embeddings) -> Embeddings:
+    """Two token vectors for each text, both its embedding."""
+    twice = embeddings.values.repeat_interleave(2, dim=0)
+    return replace(embeddings, values=twice, offsets=torch.arange(0, 2 * len(embeddings) + 1, 2))
 
 
 def with_leaves(batch: EmbeddingBatch, **changes) -> EmbeddingBatch:

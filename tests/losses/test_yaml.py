@@ -31,11 +31,12 @@ def test_every_setting_is_listed_builds_and_trains(name):
     assert set(node) - {"_target_"} == set(inspect.signature(getattr(import_module(module), kind)).parameters)
     loss = build(node)
     prepare(loss, embedding_dim=512, teachers=dict.fromkeys(needs_of(loss).teachers, 512))
-    batch = supplied(annotated(random_batch(dim=512, negatives=(1, 2))), needs_of(loss))
+    plain = annotated(random_batch(dim=512, negatives=(1, 2)))
+    batch = supplied(plain, needs_of(loss))
     output = loss(batch)
     output.loss.backward()
     assert torch.isfinite(output.loss)
-    assert batch.queries.values.grad.norm() > 0
+    assert plain.queries.values.grad.norm() > 0
     assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from embedtrain.errors import ConfigError
-from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput
+from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, Needs
 
 
 class TokenGroups(nn.Module):
@@ -24,6 +24,8 @@ class TokenGroups(nn.Module):
     groups    [[query vectors, document vectors], ...]
     weights   one per group, null = 1 each
     """
+
+    needs = Needs(embedding="multi_vector")
 
     def __init__(self, *, inner: nn.Module, groups: Sequence[Sequence[int]], weights: Sequence[float] | None = None):
         super().__init__()

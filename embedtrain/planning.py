@@ -29,9 +29,9 @@ from embedtrain.config.rules import uses_in_batch_negatives
 from embedtrain.data.sources import Source
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
-from embedtrain.losses import prepare
+from embedtrain.losses.fit import fit, refuse_bare_rows
 from embedtrain.teachers.spread import refuse_squashed_rows
-from embedtrain.types import TrainingExample
+from embedtrain.types import Teacher, TrainingExample
 
 _ROWS_LOOKED_AT = 100
 
@@ -133,7 +133,8 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         unknown.append(f"parameters and memory: {error}")
     else:
         if loss is not None:
-            prepare(loss, embedding_dim=encoder.embedding_dim, teachers=teachers)
+            sources = [name for name, node in data["sources"].items() if node is not None]
+            fit(loss, encoder, teachers={name: t.dim for name, t in teachers.items()}, sources=sources)
         objective = None if loss is not None else build_shapes(config["objective"], encoder=encoder)
         parameters = count_parameters(encoder, *(part for part in (loss, objective) if part is not None))
     rows: dict[str, int] = {}
@@ -144,6 +145,7 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
     except EmbedtrainError as error:
         unknown.append(f"steps: {error}")
     if rows and loss is not None:
+        refuse_bare_rows(loss, (example for _, example in some_rows(config)))
         refuse_squashed_rows(loss, (example for _, example in some_rows(config)))
     per_epoch = steps_per_epoch(rows, data, per_step) if rows else None
     steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
@@ -180,11 +182,11 @@ def queries_per_step(training: Mapping[str, Any], world: int) -> int:
     return training["per_device_batch_size"] * world * training["accumulation_steps"]
 
 
-def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, int]]:
-    """The encoder on the meta device, which is shapes without storage, and the dimensions of each teacher."""
+def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, Teacher]]:
+    """The encoder on the meta device, which is shapes without storage, and the teachers without weights."""
     with torch.device("meta"):
         encoder = build_encoder({**config, "backbone": {**config["backbone"], "weights": "random"}})
-    return encoder, {name: teacher.dim for name, teacher in build_teachers(config).items()}
+    return encoder, build_teachers(config)
 
 
 def build_shapes(node: Mapping[str, Any], **runtime: Any) -> nn.Module:

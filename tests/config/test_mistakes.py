@@ -63,7 +63,7 @@ ONE_PROBLEM = [
     ("run.name=${foo}", "Interpolation key 'foo' not found"),
     ("~trackers.wandb", "~trackers.wandb: there is no trackers.wandb in this config, so nothing to take out."),
     # options of groups
-    ("loss=infoNCE", "loss=infoNCE: loss has no option 'infoNCE'. Did you mean 'infonce'? It has: hardness_weighted,"),
+    ("loss=infoNCE", "loss=infoNCE: loss has no option 'infoNCE'. Did you mean 'infonce'? It has: "),
     ("recipe=quikstart", "Did you mean 'quickstart'?"),
     ("recipe=nope", "One of your own: recipe=path/to/file.yaml."),
     ("+loss=infonce", "+loss=...: loss has an option already; write loss=... to choose another."),

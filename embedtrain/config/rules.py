@@ -215,6 +215,25 @@ def texts_alone(config: dict[str, Any], world: int) -> Iterator[Finding]:
         )
 
 
+def teachers(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """A teacher embeds every batch, whether or not a loss reads it."""
+    named = set(_words([config["loss"], config["stages"], config["data"]["sources"]]))
+    for name, node in config["teachers"].items():
+        if node is not None and name not in named:
+            yield Regret(
+                f"teachers.{name}: no loss reads it, and yet it embeds every batch. Take it out: ~teachers.{name}"
+            )
+
+
+def _words(node: Any) -> Iterator[str]:
+    """Every text value in a part of the config."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _words(inner)
+
+
 def precision(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if config["training"]["mixed_precision"] == "fp16":
         yield Regret(
@@ -297,6 +316,7 @@ RULES: tuple[Rule, ...] = (
     backbone,
     what_is_learned,
     texts_alone,
+    teachers,
     precision,
     prompts,
     groups,

@@ -69,3 +69,11 @@ def test_a_tracker_without_its_package_is_refused_with_the_command_that_installs
 def test_early_stop_needs_evaluations_on_the_way(refusal_of: Callable[..., str], pairs: object) -> None:
     overrides = ("evaluation=beir", "evaluation.evaluators.beir.path=.", "training.early_stop.patience=2")
     assert "training.early_stop.patience: set training.evaluate_every (steps)" in refusal_of(*overrides)
+
+
+def test_a_teacher_that_no_loss_reads_is_to_be_regretted(warnings_of: Callable[..., list[str]]) -> None:
+    teacher = ("teacher@teachers.big=online", "teachers.big.model=somewhere")
+    warning = "teachers.big: no loss reads it, and yet it embeds every batch. Take it out: ~teachers.big"
+    assert warning in warnings_of(*teacher)
+    assert warning not in warnings_of(*teacher, "loss=in_batch_kl", "loss.teacher=big")
+    assert warning not in warnings_of(*teacher, "loss=stella", "loss.losses.match.teacher=big")

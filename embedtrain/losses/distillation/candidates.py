@@ -20,6 +20,7 @@ from embedtrain.losses.similarity import EMBEDDING, Space, space_of
 from embedtrain.types import EmbeddingBatch, Needs
 
 ABSENT = -1e30
+QueryTokens = Literal["sum", "mean"]  # what MaxSim does with the query's tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,17 @@ class Candidates:
                 "loss.teacher: null reads the scores of the rows, but no row brings any. Give each row `scores` (one for each "
                 "positive, then one for each negative), or name a teacher that the config has under `teachers`."
             )
-        scores = batch.relation.scores.to(full(batch.queries.values))[self.number.to(batch.relation.scores.device)]
-        absent = ~torch.isfinite(scores)
+        scores, owner = batch.relation.scores, batch.relation.owner
+        # Of all ranks, so that all refuse: one that went on alone would wait for the others.
+        absent = ~torch.isfinite(scores) & (owner >= 0)
         if absent.any():
-            queries = torch.unique(self.query[absent.cpu()]).tolist()
+            queries = torch.unique(owner[absent]).tolist()
             raise DataError(
-                f"loss.teacher: null reads the scores of the rows, but {len(queries)} of this batch's {len(self.exists)} rows "
-                f"have none, or one that is no finite number (the first is query {queries[0]} of the batch). Score them too, "
-                "or leave the source without scores out."
+                f"loss.teacher: null reads the scores of the rows, but {len(queries)} of this batch's "
+                f"{batch.relation.num_queries} rows have none, or one that is no finite number (the first is query {queries[0]} of "
+                "the batch). Score them too, or leave the source without scores out."
             )
-        return self.rectangle(scores)
+        return self.rectangle(scores.to(full(batch.queries.values))[self.number.to(scores.device)])
 
 
 def own_candidates(batch: EmbeddingBatch) -> Candidates:
@@ -100,6 +102,3 @@ def refuse_bad_temperatures(**temperatures: float) -> None:
     for name, value in temperatures.items():
         if not value > 0:
             raise ConfigError(f"loss.{name}: expected a number above 0, got {value}.")
-
-
-QueryTokens = Literal["sum", "mean"]

@@ -23,7 +23,7 @@ from embedtrain.data.sampling import Sampler
 from embedtrain.encoder import Encoder
 from embedtrain.errors import DataError, TrainingError
 from embedtrain.evaluation.result import EvaluationResult
-from embedtrain.losses import prepare
+from embedtrain.losses.fit import fit
 from embedtrain.run import Run
 from embedtrain.teachers.spread import refuse_squashed_batch
 from embedtrain.training.callbacks import Callback, Evaluate, Save
@@ -91,7 +91,8 @@ def build_learned(config: Mapping[str, Any], encoder: Encoder, teachers: Mapping
     if config["objective"]:
         return build(config["objective"], encoder=encoder).to(encoder.device)
     loss = build(config["loss"])
-    prepare(loss, embedding_dim=encoder.embedding_dim, teachers={name: t.dim for name, t in teachers.items()})
+    sources = [name for name, node in config["data"]["sources"].items() if node is not None]
+    fit(loss, encoder, teachers={name: t.dim for name, t in teachers.items()}, sources=sources)
     return loss.to(encoder.device)
 
 

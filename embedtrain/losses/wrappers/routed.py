@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Routed(nn.Module):
             metrics |= {f"{name}/{key}": value for key, value in output.metrics.items()}
         return LossOutput(torch.stack(parts).sum(), metrics)
 
-    def refuse_unrouted(self, sources: Mapping[str, object]) -> None:
+    def refuse_unrouted(self, sources: Collection[str]) -> None:
         """Raises ConfigError for sources of the run that no loss is for, and for losses of sources that there are not."""
         unrouted = [name for name in sources if name not in self.losses]
         if unrouted and self.default is None:

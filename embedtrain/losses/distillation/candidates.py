@@ -68,8 +68,8 @@ class Candidates:
             queries = torch.unique(owner[absent]).tolist()
             raise DataError(
                 f"loss.teacher: null reads the scores of the rows, but {len(queries)} of this batch's "
-                f"{batch.relation.num_queries} rows have none, or one that is no finite number (the first is query {queries[0]} of "
-                "the batch). Score them too, or leave the source without scores out."
+                f"{batch.relation.num_queries} rows have none, or one that is no finite number (the first is query {queries[0]} "
+                "of the batch). Score them too, or leave the source without scores out."
             )
         return self.rectangle(scores.to(full(batch.queries.values))[self.number.to(scores.device)])
 

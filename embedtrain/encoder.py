@@ -46,8 +46,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.tokenizer = tokenizer
-        self._unit_length = normalize
-        self.normalize = normalize and not _as_is(pooling)
+        self.unit_length = normalize  # of heads whose vectors are not used as they are
         self.encode_dtype: torch.dtype | None = None
         pooled_dim = _output_dim(pooling, backbone)
         if projection_dim is not None and _as_is(pooling):
@@ -57,12 +56,23 @@ class Encoder(nn.Module):
             )
         self.projection = None if projection_dim is None else nn.Linear(pooled_dim, projection_dim)
         self.embedding_dim = projection_dim or pooled_dim
+        reserved = [name for name in views or {} if name == "embedding" or name.startswith("layer_") or "." in name]
+        if reserved:
+            raise ConfigError(
+                f"encoder.views.{reserved[0]}: `embedding` is the embedding itself, `layer_<n>` that of a hidden layer, and a "
+                "name has no dot. Choose another name."
+            )
         self.views = nn.ModuleDict(views or {})
         self.layers: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the embedding itself has length 1."""
+        return self.unit_length and not _as_is(self.pooling)
 
     @property
     def multi_vector(self) -> bool:
@@ -125,7 +135,7 @@ class Encoder(nn.Module):
         pooled = head(hidden if getattr(head, "needs_layers", False) else hidden[-1], tokens)
         offsets = pooled.offsets if isinstance(pooled, Embeddings) else None
         values = (pooled.values if isinstance(pooled, Embeddings) else pooled).float()
-        normalize = self._unit_length and not _as_is(head)
+        normalize = self.unit_length and not _as_is(head)
         with torch.autocast(self.device.type, enabled=False):
             if projection is not None:
                 values = projection(values)
@@ -224,7 +234,7 @@ class Encoder(nn.Module):
 
         def empty(head: nn.Module, dim: int) -> Embeddings:
             many = getattr(head, "multi_vector", False)
-            normalized = self._unit_length and not _as_is(head)
+            normalized = self.unit_length and not _as_is(head)
             return Embeddings(torch.empty(0, dim), normalized, torch.zeros(1, dtype=torch.int64) if many else None)
 
         made = {name: empty(head, _output_dim(head, self.backbone)) for name, head in self.views.items()}

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "teachers": {"errors", "types", "distributed", "data", "encoder", "export", "losses"},
     "objectives": {"errors", "types", "backbones", "data", "encoder"},
     "assemble": {"errors", "types", "config", "backbones", "data", "encoder", "evaluation"},
+    "whitening": {"errors", "encoder"},
     "inference": {"errors", "types", "distributed", "assemble", "evaluation", "export", "teachers"},
     "planning": {"errors", "types", "config", "data", "encoder", "losses", "assemble", "teachers"},
     "training": {
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "assemble",
         "teachers",
         "run",
+        "whitening",
     },
     "__main__": {"cli"},
     "cli": {

@@ -213,6 +213,11 @@ class ExportConfig:
     num_probes: int = setting(
         16, "Texts of the run that are embedded before and after a reload and compared.", at_least=1
     )
+    whiten_to: int | None = setting(
+        None,
+        "Whiten the finished embedding to this many dimensions, by texts of the run; null: do not. Unit: dimensions.",
+        at_least=1,
+    )
 
 
 @dataclass

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from embedtrain.assemble import build_encoder, build_teachers
+from embedtrain.assemble import build_encoder, build_sources, build_teachers
 from embedtrain.config.compose import load_saved
 from embedtrain.config.stages import stage_configs
 from embedtrain.errors import CheckpointError
@@ -15,6 +15,7 @@ from embedtrain.export.sentence_transformers import ExportReport, check_exportab
 from embedtrain.training.building import build_learned, build_named
 from embedtrain.training.checkpoint import Checkpoint, find_checkpoint, load_weights
 from embedtrain.training.stages import take_over
+from embedtrain.training.texts import whiten
 
 log = logging.getLogger("embedtrain")
 
@@ -31,6 +32,7 @@ def export_run(run_dir: Path, folder: Path | None = None) -> ExportReport:
         take_over(encoder, before)
     learned = build_learned(config, encoder, build_teachers(config))
     load_weights(checkpoint, build_named(config, encoder, learned))
+    whiten(config, encoder, list(build_sources(config).values()))
     stage = "" if stage_dir == run_dir else f"stage {stage_dir.name}, "
     record = RunRecord(
         name=f"{config['run']['name']}, {stage}step {checkpoint.step}",

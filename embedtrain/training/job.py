@@ -26,6 +26,8 @@ from embedtrain.run import Run
 from embedtrain.training.building import Results, build_learned, build_loader, build_trackers, build_trainer
 from embedtrain.training.record import run_record
 from embedtrain.training.stages import Stage, hand_on, stages_of, take_over
+from embedtrain.training.texts import texts_of, whiten
+from embedtrain.whitening import check_whitening
 
 log = logging.getLogger("embedtrain")
 
@@ -75,6 +77,8 @@ def train_stage(stage: Stage, accelerator: Accelerator) -> Trained:
     teachers = build_teachers(config)
     learned = build_learned(config, encoder, teachers)
     check_exportable(encoder)
+    if config["export"]["whiten_to"] is not None:
+        check_whitening(encoder, config["export"]["whiten_to"])
     distributed.broadcast_tensors([*encoder.state_dict(keep_vars=True).values(), *learned.parameters()])
     if distributed.is_main():
         introduce(stage, encoder, learned)
@@ -94,6 +98,8 @@ def train_stage(stage: Stage, accelerator: Accelerator) -> Trained:
             tracker.finish()
     if trainer.stop_reason:
         log.info("stopped early after %d steps: %s", done, trainer.stop_reason)
+    if stage.is_last:
+        whiten(config, encoder, list(loader.sampler.mixture.sources.values()))
     after = measured_once(stage.results("after"), evaluate, config["evaluation"]["after"], again=True)
     return Trained(encoder, loader, done, after)
 
@@ -147,7 +153,7 @@ def finish(stage: Stage, trained: Trained, *, seconds: float) -> None:
     if before and trained.after:
         log.info("\n%s", comparison_table(before, trained.after, resamples=config["evaluation"]["resamples"]))
     record = run_record(stage, trained.loader, before, trained.after, steps=trained.steps, seconds=seconds)
-    probes = probe_texts(trained.loader, config["export"]["num_probes"])
+    probes = texts_of(list(trained.loader.sampler.mixture.sources.values()), config["export"]["num_probes"])
     folder = Path(config["export"]["dir"] or run.dir / "model")
     exported = export(trained.encoder, folder, probes=probes, record=record)
     for note in exported.notes:
@@ -161,14 +167,3 @@ def finish(stage: Stage, trained: Trained, *, seconds: float) -> None:
         exported.worst_cosine,
     )
     log.info("report %s", run.dir / "report.html")
-
-
-def probe_texts(loader: StepLoader, count: int) -> list[str]:
-    """Texts of the run itself, spread over its sources: queries and documents by turns."""
-    sources = list(loader.sampler.mixture.sources.values())
-    texts: list[str] = []
-    for number in range(count):
-        source = sources[number % len(sources)]
-        example = source[(number * 7919) % len(source)]
-        texts.append(example.query if number % 2 == 0 else example.positives[0])
-    return texts

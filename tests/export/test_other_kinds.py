@@ -24,6 +24,7 @@ from embedtrain.pooling.mean import MeanPooling
 from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.trainable import TrainablePooling
+from embedtrain.whitening import fit_whitening
 from tests.export.test_sentence_transformers import PROBES, make_adapters_matter, tiny_encoder
 
 TEXTS = ["a cat, a dog.", "The quick (brown) fox!", "long words " * 30, "Straße 東京", "."]
@@ -173,6 +174,15 @@ def test_three_heads_in_one_give_the_dense_one_to_others_and_all_to_us(tmp_path)
     assert {name: type(view) for name, view in loaded.views.items()} == views
     second = export(loaded, tmp_path / "again", probes=PROBES)
     assert second.worst_cosine > 0.999999
+
+
+@pytest.mark.usefixtures("in_process")
+def test_whitening_is_exported_as_a_dense(tmp_path):
+    encoder = tiny_encoder(tmp_path)
+    fit_whitening(encoder, [f"{a} {b}" for a in TEXTS for b in TEXTS], 6)
+    assert export(encoder, tmp_path / "model", probes=PROBES).worst_cosine > 0.99999
+    assert (tmp_path / "model" / "2_Dense" / "config.json").exists()
+    assert_read_back(encoder, load_encoder(tmp_path / "model"))
 
 
 @pytest.mark.usefixtures("in_process")

@@ -1,0 +1,34 @@
+"""Texts of a run itself, for what is done with its finished model: proving the export, whitening."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from embedtrain import distributed
+from embedtrain.data.sources import Source
+from embedtrain.encoder import Encoder
+from embedtrain.whitening import fit_whitening
+
+# Covariances of up to 4096 dimensions are well known by then.
+_WHITENING_TEXTS = 20_000
+
+
+def texts_of(sources: Sequence[Source], count: int) -> list[str]:
+    """Spread over the sources: queries and documents by turns."""
+    texts: list[str] = []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        example = source[(number * 7919) % len(source)]
+        texts.append(example.query if number % 2 == 0 else example.positives[0])
+    return texts
+
+
+def whiten(config: dict[str, Any], encoder: Encoder, sources: Sequence[Source]) -> None:
+    """The projection that whitens, where `export.whiten_to` wants one: after training, so that no checkpoint knows of it."""
+    dim = config["export"]["whiten_to"]
+    if dim is None:
+        return
+    fit_whitening(encoder, texts_of(sources, min(_WHITENING_TEXTS, 2 * sum(len(source) for source in sources))), dim)
+    if encoder.projection is not None:  # every rank has fitted the same; make them equal to the bit
+        distributed.broadcast_tensors(encoder.projection.state_dict().values())

@@ -135,6 +135,8 @@ def _group_exists(group: str) -> bool:
 def as_forced(override: Override) -> str:
     """The override as Hydra gets it: a key is set whether it exists or not, for `validate` to judge."""
     text = str(override.input_line)
+    if is_group(override) and override.value() is None:
+        return f"~{override.get_key_element().lstrip('+~')}"  # no option of the group: `loss=null`
     if is_group(override) or text.startswith("~"):
         return text
     return "++" + text.lstrip("+")

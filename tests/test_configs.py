@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from embedtrain.config.compose import ROOT, compose_config
 from embedtrain.config.signatures import TargetError, signature
 from embedtrain.config.validate import COLLECTIONS, COMPONENTS
+from tests.helpers.parameters import parameters
 
 FILES = sorted((ROOT / "configs").glob("*/**/*.yaml"))
 IDS = [str(path.relative_to(ROOT / "configs")) for path in FILES]
@@ -53,8 +54,7 @@ def test_an_option_lists_every_parameter_of_a_target_that_exists(path: Path) -> 
     runtime = COMPONENTS.get(group, COLLECTIONS.get(f"{group}s", frozenset()))
     for node in found:
         module, _, name = node["_target_"].rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
-        real = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} - runtime
+        real = set(parameters(getattr(importlib.import_module(module), name))) - runtime
         try:
             assert set(signature(node["_target_"]).parameters) - runtime == real
         except TargetError as error:
@@ -69,7 +69,7 @@ def test_the_values_of_an_option_are_the_defaults_of_its_class_or_said_to_differ
         return
     for node in components(load(path)):
         module, _, name = node["_target_"].rpartition(".")
-        for key, parameter in inspect.signature(getattr(importlib.import_module(module), name)).parameters.items():
+        for key, parameter in parameters(getattr(importlib.import_module(module), name)).items():
             if key in node and parameter.default is not inspect.Parameter.empty:
                 default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
                 # An empty mapping is the place where things are added by name.

@@ -103,7 +103,11 @@ def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.Functio
 def _read(module: str, node: ast.ClassDef | ast.FunctionDef) -> Signature:
     function = node if isinstance(node, ast.FunctionDef) else _method(node)
     if function is not None:
-        return Signature(node.name, _parameters(function), function.args.kwarg is not None, _aliases(module))
+        own, aliases = _parameters(function), _aliases(module)
+        settings = _unpacked(module, function.args.kwarg)
+        if settings is None:
+            return Signature(node.name, own, function.args.kwarg is not None, aliases)
+        return Signature(node.name, own | _settings(settings[1]), aliases=_aliases(settings[0]) | aliases)
     assert isinstance(node, ast.ClassDef)
     if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         return Signature(node.name, _fields(node), aliases=_aliases(module))
@@ -127,6 +131,21 @@ def _parameters(function: ast.FunctionDef) -> dict[str, Parameter]:
     for argument, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
         found[argument.arg] = Parameter(default is None, argument.annotation)
     return found
+
+
+def _unpacked(module: str, keywords: ast.arg | None) -> tuple[str, ast.ClassDef] | None:
+    """Where the settings behind `**common: Unpack[Settings]` (PEP 692) are defined, and as what."""
+    match keywords:
+        case ast.arg(annotation=ast.Subscript(value=ast.Name(id="Unpack"), slice=ast.Name(id=name))):
+            found = _definition(module, name)
+            assert found is not None and isinstance(found[1], ast.ClassDef), f"{module}: {OWN} defines no {name}"
+            return found[0], found[1]
+    return None
+
+
+def _settings(node: ast.ClassDef) -> dict[str, Parameter]:
+    """Of a TypedDict with total=False: each may be left out."""
+    return {name: Parameter(False, field.annotation) for name, field in _fields(node).items()}
 
 
 def _fields(node: ast.ClassDef) -> dict[str, Parameter]:

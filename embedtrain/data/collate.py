@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embedtrain.data.tokenizer import TextTokenizer
-from embedtrain.types import NO_LABEL, Relation, TokenBatch, TrainingExample, text_id
+from embedtrain.types import NO_LABEL, Relation, Role, TokenBatch, TrainingExample, text_id
 
 
 def take(example: TrainingExample, positives: Sequence[int], negatives: Sequence[int]) -> TrainingExample:
@@ -34,12 +34,18 @@ def collate(
     *,
     known: Sequence[Sequence[int]] | None = None,
     share: float = 1.0,
+    lengths: Mapping[str, Mapping[Role, int | None]] | None = None,
 ) -> TokenBatch:
     """The token batch of these queries and all documents that they bring: positives first, query by query.
 
     `known` are, for each query, ids of all documents known to answer it, drawn or not (default: the positives that it
     brings). Scores are NaN for examples without, labels NO_LABEL. `share` is this batch's part of its step (`TokenBatch`).
+    `lengths`: by source, where its texts are cut, if not where the tokenizer cuts.
     """
+
+    def cut(source: str, role: Role) -> int | None:
+        return (lengths or {}).get(source, {}).get(role)
+
     documents = [(number, text) for number, e in enumerate(examples) for text in (*e.positives, *e.negatives)]
     if known is None:
         known = [[text_id(text) for text in example.positives] for example in examples]
@@ -48,12 +54,14 @@ def collate(
         role="query",
         source=[e.source for e in examples],
         instructions=[e.instruction for e in examples],
+        max_lengths=[cut(e.source, "query") for e in examples],
     )
     tokens, cut_documents = tokenizer.encode(
         [text for _, text in documents],
         role="document",
         source=[examples[number].source for number, _ in documents],
         instructions=[examples[number].instruction for number, _ in documents],
+        max_lengths=[cut(examples[number].source, "document") for number, _ in documents],
     )
     scored = any(example.scores is not None for example in examples)
     labelled = any(example.label is not None for example in examples)

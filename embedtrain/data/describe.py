@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from embedtrain.data.draws import Ints
-from embedtrain.data.index import SourceIndex
 from embedtrain.data.sampling import Sampler
 
 
@@ -15,10 +14,13 @@ def describe(sampler: Sampler) -> str:
     mixture = sampler.mixture
     one_source = mixture.batching == "one_source"
     total = int(sampler.quotas.sum())
-    epoch = f"{sampler.steps_per_epoch:,} steps per epoch, {sampler.global_batch_size:,} queries per step"
+    sizes = sorted(set(sampler.batch_sizes))
+    epoch = (
+        f"{sampler.steps_per_epoch:,} steps per epoch, {' or '.join(f'{size:,}' for size in sizes)} queries per step"
+    )
     if len(mixture.names) == 1:
         index = mixture.indexes[0]
-        return f"{mixture.names[0]}: {len(index):,} rows, {epoch}; of each row {_brought(index, sampler)}"
+        return f"{mixture.names[0]}: {len(index):,} rows, {epoch}; of each row {_brought(0, sampler)}"
     lines = [f"{len(mixture.names)} sources, {mixture.batching}: {epoch}"]
     width = max(map(len, mixture.names))
     for number, (name, index) in enumerate(zip(mixture.names, mixture.indexes, strict=True)):
@@ -26,16 +28,23 @@ def describe(sampler: Sampler) -> str:
         passes = quota / (sampler.batches_per_pass(number) if one_source else len(index))
         lines.append(
             f"  {name:<{width}}  {len(index):,} rows, weight {mixture.weights[number]:g}, share {quota / total:.1%}, "
-            f"{quota:,} {'batches' if one_source else 'rows'} per epoch ({passes:.2f} passes), "
-            f"{_brought(index, sampler)}"
+            f"{quota:,} {_unit(number, sampler)} per epoch ({passes:.2f} passes), {_brought(number, sampler)}"
         )
     return "\n".join(lines)
 
 
-def _brought(index: SourceIndex, sampler: Sampler) -> str:
+def _unit(source: int, sampler: Sampler) -> str:
+    """What an epoch takes of a source; the size of batches where sources differ in it."""
+    if sampler.mixture.batching == "blended":
+        return "rows"
+    return "batches" if len(set(sampler.batch_sizes)) == 1 else f"batches of {sampler.batch_sizes[source]:,}"
+
+
+def _brought(source: int, sampler: Sampler) -> str:
+    index = sampler.mixture.indexes[source]
     return (
-        f"{_amount(index.num_positives, sampler.num_positives, 'positive')}, "
-        f"{_amount(index.num_negatives, sampler.num_negatives, 'hard negative')}"
+        f"{_amount(index.num_positives, sampler.num_positives[source], 'positive')}, "
+        f"{_amount(index.num_negatives, sampler.num_negatives[source], 'hard negative')}"
     )
 
 

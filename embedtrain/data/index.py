@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +12,14 @@ import xxhash
 
 from embedtrain.data.draws import Ints
 from embedtrain.errors import DataError
-from embedtrain.types import TrainingExample, text_id
+from embedtrain.types import NO_LABEL, TrainingExample, text_id
 
 
 @dataclass(frozen=True)
 class SourceIndex:
     """Text ids of R rows. Row r has positives `positive_ids[positive_offsets[r]:positive_offsets[r + 1]]`; negatives alike.
 
-    `fingerprint` is a hash of all texts, scores and instructions in their order: equal data, equal fingerprint, in
+    `fingerprint` is a hash of all texts, scores, labels and instructions in their order: equal data, equal fingerprint, in
     whatever file format.
     """
 
@@ -27,6 +28,7 @@ class SourceIndex:
     positive_offsets: Ints  # [R + 1]
     negative_ids: Ints
     negative_offsets: Ints  # [R + 1]
+    label_ids: Ints  # [R] class of each row, NO_LABEL where it has none
     fingerprint: str
 
     @classmethod
@@ -38,6 +40,7 @@ class SourceIndex:
         negatives: list[int] = []
         num_positives: list[int] = []
         num_negatives: list[int] = []
+        labels: list[int] = []
         for example in examples:
             check(example)
             queries.append(text_id(example.query))
@@ -45,6 +48,7 @@ class SourceIndex:
             negatives.extend(map(text_id, example.negatives))
             num_positives.append(len(example.positives))
             num_negatives.append(len(example.negatives))
+            labels.append(NO_LABEL if example.label is None else text_id(example.label))
             if example.scores is not None:
                 digest.update(repr((len(queries), example.scores)).encode())
             if example.instruction is not None:
@@ -58,7 +62,10 @@ class SourceIndex:
         }
         for array in arrays.values():
             digest.update(array.tobytes())
-        return cls(fingerprint=digest.hexdigest(), **arrays)
+        label_ids = np.array(labels, dtype=np.int64)
+        if (label_ids != NO_LABEL).any():
+            digest.update(label_ids.tobytes())
+        return cls(fingerprint=digest.hexdigest(), label_ids=label_ids, **arrays)
 
     def __len__(self) -> int:
         return self.query_ids.size
@@ -113,6 +120,8 @@ def check(example: TrainingExample) -> None:
             f"{example.row}: {len(example.scores)} scores for {len(example.positives)} positives and "
             f"{len(example.negatives)} negatives. Expected one for each, positives first."
         )
+    if example.scores is not None and not all(map(math.isfinite, example.scores)):
+        raise DataError(f"{example.row}: the scores are {list(example.scores)}. Expected finite numbers.")
 
 
 def _offsets(counts: list[int]) -> Ints:

@@ -78,6 +78,7 @@ class StepLoader:
 
     def steps(self, start: int, stop: int) -> Iterator[list[TokenBatch]]:
         """The micro-batches of steps `start` .. `stop` of the run, counted over all epochs."""
+        _ = self.sampler.mixture.indexes  # read here once, and not again in every worker
         requests = (self.request(step) for step in range(start, stop))
         if self.num_workers == 0:
             yield from map(self._maker.make, requests)
@@ -115,14 +116,15 @@ class StepLoader:
         return ending
 
     def _refuse_small_batches(self) -> None:
-        smallest = int(self.sampler.smallest_batch)
+        smallest, source = self.sampler.smallest_batch
         needed = self.world_size * self.accumulation_steps
         if smallest < needed:
             raise ConfigError(
-                f"the smallest global batch has {smallest} rows, but {self.world_size} ranks x {self.accumulation_steps} "
-                f"micro-batches need one row each, {needed} in all. Use fewer ranks or a smaller "
-                f"training.accumulation_steps, a larger training.global_batch_size (now {self.sampler.global_batch_size}; "
-                f"at least {2 * needed} is always enough when the data has that many rows), or data.drop_last=true."
+                f"the smallest global batch{source and f' of data.sources.{source}'} has {smallest} rows, but {self.world_size} "
+                f"ranks x {self.accumulation_steps} micro-batches need one row each, {needed} in all. Use fewer ranks or a "
+                f"smaller training.accumulation_steps, a larger training.global_batch_size (now "
+                f"{self.sampler.global_batch_size}) or batch_size of the source (at least {2 * needed} is always enough when it "
+                "has that many rows), or data.drop_last=true."
             )
 
 
@@ -155,7 +157,8 @@ class _BatchMaker(Dataset):
             name = mixture.names[source]
             examples.append(replace(take(mixture.sources[name][row], positives, negatives), source=name))
             known.append(mixture.indexes[source].known_positives(row))
-        batch = collate(examples, self.tokenizer, known=known, share=request.share)
+        lengths = {name: source.max_lengths for name, source in mixture.sources.items()}
+        batch = collate(examples, self.tokenizer, known=known, share=request.share, lengths=lengths)
         if not self.teachers:
             return batch
         return replace(batch, teachers={name: teacher.prepare(examples) for name, teacher in self.teachers.items()})

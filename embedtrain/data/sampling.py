@@ -4,7 +4,8 @@ Every rank computes the same plan from the same numbers, takes its own slice of 
 to ask for a later step. The plan of an epoch:
 
 1. Each source has an endless row of passes. A pass is all rows of the source once, in an order of (seed, source, pass),
-   spread over batches so that no text is in a batch twice where that can be had (`spread.py`).
+   spread over batches so that no text is in a batch twice where that can be had (`spread.py`), or so that each batch holds
+   several rows of each of its classes (`grouping.py`).
 2. `one_source`: an epoch takes the next batches of each source, as many as its share says, and shuffles them together.
    `blended`: it takes the next rows of each source, and spreads them all over batches in the same way.
 3. A tail smaller than half a batch joins the batch before it; a larger one is a batch of its own.
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from embedtrain.data.draws import Ints, draw
+from embedtrain.data.grouping import grouped
+from embedtrain.data.index import SourceIndex
 from embedtrain.data.mixture import Mixture
-from embedtrain.data.spread import RowKeys, spread
-from embedtrain.errors import ConfigError
-from embedtrain.types import text_id
+from embedtrain.data.spread import RowKeys, count_meeting, spread
+from embedtrain.errors import ConfigError, DataError
+from embedtrain.types import NO_LABEL, text_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Sampler:
     num_positives       positives drawn for a query at each visit (None = all)
     num_negatives       hard negatives likewise
     drop_last           leave out the tail of each pass (a different one each time)
+
+    A source may have a batch size and numbers of its own, which take the place of the first three.
     """
 
     def __init__(
@@ -82,17 +87,22 @@ class Sampler:
         num_negatives: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        _check_sizes(mixture, global_batch_size, num_positives, num_negatives, drop_last)
+        _check_numbers(global_batch_size, num_positives, num_negatives)
+        sources = mixture.sources.values()
         self.mixture = mixture
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self.num_positives = num_positives
-        self.num_negatives = num_negatives
         self.drop_last = drop_last
-        self._pass_sizes = [batch_sizes(int(n), global_batch_size, drop_last) for n in mixture.sizes]
-        one_source = mixture.batching == "one_source"
-        natural = np.array([s.size for s in self._pass_sizes]) if one_source else mixture.sizes
-        self.quotas = mixture.allot(int(natural.sum()), natural)  # batches, or rows, of each source in an epoch
+        # Of each source:
+        self.batch_sizes = [_or(source.batch_size, global_batch_size) for source in sources]
+        self.num_positives = [_or(source.num_positives, num_positives) for source in sources]
+        self.num_negatives = [_or(source.num_negatives, num_negatives) for source in sources]
+        self._check_batches()
+        self._pass_sizes = [
+            batch_sizes(int(rows), batch, drop_last)
+            for rows, batch in zip(mixture.sizes, self.batch_sizes, strict=True)
+        ]
+        self.quotas = self._quotas()
         self._pass = lru_cache(maxsize=2 * len(mixture.names))(self._plan_pass)  # the pass at hand and the one after it
         self.epoch = lru_cache(maxsize=1)(self._plan_epoch)
 
@@ -104,11 +114,13 @@ class Sampler:
         return batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).size
 
     @property
-    def smallest_batch(self) -> int:
-        """Rows of the smallest batch that any epoch can hold."""
+    def smallest_batch(self) -> tuple[int, str]:
+        """Rows of the smallest batch that any epoch can hold, and its source, "" where batches are of several."""
         if self.mixture.batching == "one_source":
-            return min(int(sizes.min()) for sizes in self._pass_sizes)
-        return int(batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).min())
+            return min(
+                (int(sizes.min()), name) for name, sizes in zip(self.mixture.names, self._pass_sizes, strict=True)
+            )
+        return int(batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).min()), ""
 
     def batches_per_pass(self, source: int) -> int:
         """Batches that all rows of a source make, once through."""
@@ -117,6 +129,14 @@ class Sampler:
     def __getstate__(self) -> dict[str, Any]:
         # Workers are asked for rows and draw; plans stay in the main process.
         return {name: value for name, value in self.__dict__.items() if name not in ("_pass", "epoch")}
+
+    def _quotas(self) -> Ints:
+        """Batches, or rows where batches are blended, of each source in an epoch."""
+        if self.mixture.batching == "blended":
+            return self.mixture.allot(self.mixture.sizes, np.ones_like(self.mixture.sizes))
+        return self.mixture.allot(
+            np.array([sizes.size for sizes in self._pass_sizes], dtype=np.int64), np.array(self.batch_sizes)
+        )
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
         return self._one_source(epoch) if self.mixture.batching == "one_source" else self._blended(epoch)
@@ -158,7 +178,14 @@ class Sampler:
         size, sizes = int(self.mixture.sizes[source]), self._pass_sizes[source]
         number = np.arange(size, dtype=np.int64)
         rows = Rows(np.full_like(number, source), number, np.full_like(number, visit))
-        order, meeting = spread(self._keys(rows), sizes, self._generator(self.mixture.names[source], visit))
+        keys, generator = self._keys(rows), self._generator(self.mixture.names[source], visit)
+        per_label = list(self.mixture.sources.values())[source].texts_per_label
+        if per_label is None:
+            order, meeting = spread(keys, sizes, generator)
+        else:
+            shape = (self.batch_sizes[source] // per_label, per_label)
+            order = grouped(self.mixture.indexes[source].label_ids, keys, sizes, shape, generator)
+            meeting = count_meeting(keys, order, sizes)
         return EpochPlan(rows[order], _offsets(sizes), meeting)
 
     def draws(self, rows: Rows) -> list[tuple[list[int], list[int]]]:
@@ -175,8 +202,8 @@ class Sampler:
         """For rows of one source: how many positives each draws, and which; the same of hard negatives."""
         index = self.mixture.indexes[source]
         sides = (
-            ("positives", index.num_positives, self.num_positives),
-            ("negatives", index.num_negatives, self.num_negatives),
+            ("positives", index.num_positives, self.num_positives[source]),
+            ("negatives", index.num_negatives, self.num_negatives[source]),
         )
         return [
             draw(counts[rows.row], wanted, rows=rows.row, visits=rows.visit, seed=self._stream(source, side))
@@ -199,6 +226,24 @@ class Sampler:
         owner = np.concatenate(owners)
         by_row = np.argsort(owner, kind="stable")
         return RowKeys.of(np.concatenate(ids)[by_row], np.bincount(owner, minlength=len(rows)))
+
+    def _check_batches(self) -> None:
+        """That each source fills a batch where it must, and has the classes that its batches ask for."""
+        one_source = self.mixture.batching == "one_source"
+        for number, (name, source) in enumerate(self.mixture.sources.items()):
+            if source.texts_per_label is not None:
+                _check_classes(name, self.batch_sizes[number], source.texts_per_label, self.mixture.indexes[number])
+        short = [
+            f"{name} ({rows} rows, batches of {batch})"
+            for name, rows, batch in zip(self.mixture.names, self.mixture.sizes, self.batch_sizes, strict=True)
+            if rows < batch and one_source
+        ]
+        if self.drop_last and (short or self.mixture.sizes.sum() < min(self.batch_sizes)):
+            raise ConfigError(
+                f"data.drop_last=true drops every row of {', '.join(short) or 'the data'}. Lower "
+                f"training.global_batch_size={self.global_batch_size} (or batch_size of the source), or set "
+                "data.drop_last=false."
+            )
 
     def _stream(self, source: int, side: str) -> int:
         return text_id(f"{self.seed}/{self.mixture.names[source]}/{side}")
@@ -236,20 +281,31 @@ def _offsets(sizes: Ints | list[int]) -> Ints:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _check_sizes(
-    mixture: Mixture, batch: int, num_positives: int | None, num_negatives: int | None, drop_last: bool
-) -> None:
+def _or(own: int | None, common: Any) -> Any:
+    return common if own is None else own
+
+
+def _check_numbers(batch: int, num_positives: int | None, num_negatives: int | None) -> None:
     if batch < 1:
         raise ConfigError(f"training.global_batch_size={batch}: expected at least 1 query.")
     if num_positives is not None and num_positives < 1:
         raise ConfigError(f"data.num_positives={num_positives}: expected at least 1, or null for all.")
     if num_negatives is not None and num_negatives < 0:
         raise ConfigError(f"data.num_negatives={num_negatives}: expected 0 or more, or null for all.")
-    if drop_last:
-        pools = zip(mixture.names, mixture.sizes, strict=True)
-        short = [f"{n} ({s} rows)" for n, s in pools if s < batch] if mixture.batching == "one_source" else []
-        if short or mixture.sizes.sum() < batch:
-            raise ConfigError(
-                f"data.drop_last=true drops every row of {', '.join(short) or 'the data'}: a global batch has {batch}. "
-                "Lower training.global_batch_size or set data.drop_last=false."
-            )
+
+
+def _check_classes(name: str, batch: int, per_label: int, index: SourceIndex) -> None:
+    key = f"data.sources.{name}.texts_per_label={per_label}"
+    if batch % per_label or batch < 2 * per_label:
+        raise ConfigError(
+            f"{key}: batches of this source have {batch} queries, which is not 2 or more classes of {per_label}. Use "
+            f"batch_size={max(2, round(batch / per_label)) * per_label}, or another texts_per_label."
+        )
+    missing = int((index.label_ids == NO_LABEL).sum())
+    if missing:
+        raise DataError(
+            f"{key}: {missing:,} of {len(index):,} rows have no label. Name the column of the class (columns: {{label: "
+            "<column>}}), label every row, or set texts_per_label to null."
+        )
+    if np.unique(index.label_ids).size < 2:
+        raise DataError(f"{key}: all rows have one class. At least 2 are needed to tell one from the other.")

@@ -61,6 +61,12 @@ def spread(keys: RowKeys, sizes: Ints, generator: np.random.Generator) -> tuple[
     return order[np.argsort(batch_of, kind="stable")], meeting
 
 
+def count_meeting(keys: RowKeys, order: Ints, sizes: Ints) -> int:
+    """Rows that share a text with an earlier row of their batch; `order` [R] are the rows, batch by batch."""
+    owner, key = keys.of_rows(order)
+    return _meeting(owner, expand(sizes)[0][owner] * keys.distinct + key)[0].size
+
+
 def _deal(keys: RowKeys, order: Ints, sizes: Ints, generator: np.random.Generator) -> Ints:
     """The batch of each row of `order`."""
     first = keys.keys[keys.offsets[order]]

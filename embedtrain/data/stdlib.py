@@ -21,14 +21,14 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import xxhash
 
-from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.jsonl import JsonLines
 from embedtrain.errors import DataError
@@ -75,12 +75,9 @@ class StandardLibraryPairs(Source):
         *,
         split: Split = "train",
         folder: str | None = None,
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(**common)
         made = prepare(folder)
         self.inner: Source
         if split == "train":

@@ -64,7 +64,8 @@ class TextTokenizer:
         self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1] == self.eos_id
         self._warned_prefixes: set[str] = set()
         self.query_augmentation = query_augmentation
-        self._check_lengths()
+        for role, length in self.max_length.items():
+            self.check_length(role, length)
         self._check_augmentation()
 
     def encode(
@@ -74,10 +75,12 @@ class TextTokenizer:
         role: Role,
         source: str | Sequence[str] | None = None,
         instructions: Sequence[str | None] | None = None,
+        max_lengths: Sequence[int | None] | None = None,
     ) -> tuple[RaggedTokens, int]:
         """Tokens of N texts, and how many of the texts were cut at the maximum length.
 
-        `source` is one name for all texts or one for each; `instructions` has one entry for each.
+        `source` is one name for all texts or one for each; `instructions` has one entry for each, and so has `max_lengths`,
+        where None is the maximum of the role.
 
         Raises DataError for a text of which no token is left to pool, ConfigError for a prompt that fills the maximum.
         """
@@ -85,18 +88,17 @@ class TextTokenizer:
         joined = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
         if not joined:
             return RaggedTokens.from_lists([], role=role), 0
-        limit = self.max_length[role]
-        room = limit - 1 if self.append_eos and not self._appends_itself else limit
-        batch = self._encode_batch(joined, room)
-        ids = [self._closed(one) for one in batch["input_ids"]]
-        truncated = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+        limits = [limit or self.max_length[role] for limit in max_lengths or [None] * len(joined)]
+        encodings = self._encodings(joined, limits)
+        ids = [self._closed(encoding.ids) for encoding in encodings]
+        truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         if not all(ids):
             raise DataError(f"the text {joined[ids.index([])]!r} has no token in this tokenizer. Remove the row.")
         skip = None
         if not self.prompts.pool_prompt and any(prefixes):
             skip = [
-                self._prompt_tokens(prefix, text, encoding, len(one), role)
-                for prefix, text, encoding, one in zip(prefixes, joined, batch.encodings, ids, strict=True)
+                self._prompt_tokens(prefix, text, encoding, len(one), f"max_{role}_length={limit}")
+                for prefix, text, encoding, one, limit in zip(prefixes, joined, encodings, ids, limits, strict=True)
             ]
         if role == "query" and self.query_augmentation is not None:
             ids = [one + [self.hf.mask_token_id] * (self.query_augmentation - len(one)) for one in ids]
@@ -116,6 +118,16 @@ class TextTokenizer:
         for key in set(zip(sources, instructions, strict=True)):
             made[key] = self.prompts.prefix(role, source=key[0], instruction=key[1])
         return [made[key] for key in zip(sources, instructions, strict=True)]
+
+    def _encodings(self, texts: Sequence[str], limits: Sequence[int]) -> list[Any]:
+        """The tokenizer's encoding of each text, cut at its own limit. Nearly always all limits are the same."""
+        encodings: list[Any] = [None] * len(texts)
+        for limit in set(limits):
+            at = [number for number, own in enumerate(limits) if own == limit]
+            room = limit - 1 if self.append_eos and not self._appends_itself else limit
+            for number, encoding in zip(at, self._encode_batch([texts[n] for n in at], room).encodings, strict=True):
+                encodings[number] = encoding
+        return encodings
 
     def _encode_batch(self, texts: Sequence[str], max_length: int) -> Any:
         return self.hf(
@@ -137,7 +149,7 @@ class TextTokenizer:
             return ids
         return [*ids, self.eos_id]  # type: ignore[list-item]
 
-    def _prompt_tokens(self, prefix: str, text: str, encoding: Any, length: int, role: Role) -> int:
+    def _prompt_tokens(self, prefix: str, text: str, encoding: Any, length: int, limit: str) -> int:
         """How many leading tokens belong to the prompt; the leading special token counts as one of them."""
         if not prefix:
             return 0
@@ -149,8 +161,8 @@ class TextTokenizer:
                 return position
         if encoding.overflowing:
             raise ConfigError(
-                f"encoder.max_{role}_length={self.max_length[role]} is used up by the prompt {prefix!r}: no token of the "
-                f"text {text[border : border + 40]!r} is left. Raise it or shorten the prompt."
+                f"{limit} (of encoder, or of the source) is used up by the prompt {prefix!r}: no token of the text "
+                f"{text[border : border + 40]!r} is left. Raise it or shorten the prompt."
             )
         # The tokenizer makes nothing of the text (control characters, say): what is behind the prompt is EOS or SEP.
         content = [position for position, is_special in enumerate(special) if not is_special]
@@ -184,23 +196,24 @@ class TextTokenizer:
             "Set tokenizer.eos_token, or take a pooling that does not read the last token."
         )
 
-    def _check_lengths(self) -> None:
+    def check_length(self, role: Role, length: int, owner: str = "encoder") -> None:
+        """Raises ConfigError where texts of this role cannot be cut at `length` tokens; `owner` is who says they should."""
         special = len(self._ids(["a"], 64)[0]) - 1 + (self.append_eos and not self._appends_itself)
-        for role, length in self.max_length.items():
-            if length <= special:
-                raise ConfigError(
-                    f"encoder.max_{role}_length={length} leaves no token for text beside {special} special tokens. "
-                    f"Use at least {special + 1}; a usual value is 512."
-                )
+        if length <= special:
+            raise ConfigError(
+                f"{owner}.max_{role}_length={length} leaves no token for text beside {special} special tokens. "
+                f"Use at least {special + 1}; a usual value is 512."
+            )
+        if role == "query" and self.query_augmentation is not None and self.query_augmentation > length:
+            raise ConfigError(
+                f"encoder.query_augmentation={self.query_augmentation}: at most {owner}.max_query_length={length}. Raise that "
+                "or lower this."
+            )
 
     def _check_augmentation(self) -> None:
         if self.query_augmentation is None:
             return
         key = f"encoder.query_augmentation={self.query_augmentation}"
-        if self.query_augmentation > self.max_length["query"]:
-            raise ConfigError(
-                f"{key}: at most encoder.max_query_length={self.max_length['query']}. Raise that or lower this."
-            )
         if self.append_eos:
             raise ConfigError(
                 f"{key}: the last token of a query would be [MASK] and not EOS, which the pooling reads. Set it to null."

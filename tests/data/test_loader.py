@@ -119,7 +119,9 @@ def test_length_and_epochs():
 
 
 def test_too_few_rows_for_ranks_and_micro_batches_are_refused_at_once():
-    with pytest.raises(ConfigError, match=r"smallest global batch has 4 rows, but 3 ranks x 2 micro-batches"):
+    with pytest.raises(
+        ConfigError, match=r"smallest global batch of data.sources.s0 has 4 rows, but 3 ranks x 2 micro-batches"
+    ):
         loader(mixture(12), 8, accumulation_steps=2, world_size=3)
 
 

@@ -164,7 +164,7 @@ def test_the_table_says_what_an_epoch_holds():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ConfigError, match=r"drop_last=true drops every row of s1 \(3 rows\)"):
+    with pytest.raises(ConfigError, match=r"drop_last=true drops every row of s1 \(3 rows, batches of 4\)"):
         sampler(mixture(10, 3), 4, drop_last=True)
     with pytest.raises(ConfigError, match="num_positives=0"):
         sampler(mixture(10), num_positives=0)

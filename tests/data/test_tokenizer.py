@@ -135,7 +135,9 @@ def test_sources_and_instructions_may_differ_by_text():
 
 
 def test_a_prompt_that_leaves_no_room_is_refused():
-    with pytest.raises(ConfigError, match=r"encoder\.max_query_length=16 is used up by the prompt"):
+    with pytest.raises(
+        ConfigError, match=r"max_query_length=16 \(of encoder, or of the source\) is used up by the prompt"
+    ):
         tokenizer(query="word " * 20, pool_prompt=False).encode(["text"], role="query")
 
 

@@ -9,12 +9,11 @@ Each may also be a `.gz`. Ids are text. Only judgements are held in memory; text
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.lines import LinesFile
 from embedtrain.errors import DataError
 from embedtrain.types import TrainingExample
@@ -33,12 +32,9 @@ class BeirFolder(Source):
         *,
         path: str,
         split: str = "train",
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(**common)
         self.folder = Path(path).expanduser()
         self.split = split
         self.corpus = LinesFile(self._find("corpus.jsonl"))

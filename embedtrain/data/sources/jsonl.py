@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.columns import ColumnNames, Columns
 from embedtrain.data.sources.lines import LinesFile
 from embedtrain.types import TrainingExample
@@ -28,12 +28,9 @@ class JsonLines(Source):
         *,
         path: str,
         columns: Mapping[str, ColumnNames | None] | None = None,
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(**common)
         self.lines = LinesFile(Path(path).expanduser())
         self.columns = columns
         self._layouts: dict[tuple[str, ...], Columns] = {}

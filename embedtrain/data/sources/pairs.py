@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.columns import ColumnNames
 from embedtrain.data.sources.jsonl import JsonLines
@@ -39,12 +39,9 @@ class PairsFile(Source):
         *,
         path: str,
         columns: Mapping[str, ColumnNames | None] | None = None,
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(**common)
         self.inner = _open(path, columns)
 
     @property

@@ -7,12 +7,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.columns import ColumnNames, Columns
 from embedtrain.data.sources.lines import not_utf8
 from embedtrain.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ _LONGEST_CELL = 2**31 - 1
 class _Table(Source):
     """Rows of a source that has named columns, known before any row is read."""
 
-    def __init__(self, columns: Mapping[str, ColumnNames | None] | None, **common: Any) -> None:
+    def __init__(self, columns: Mapping[str, ColumnNames | None] | None, **common: Unpack[SourceSettings]) -> None:
         super().__init__(**common)
         self.given_columns = columns
 
@@ -97,12 +97,9 @@ class Csv(_ArrowTable):
         path: str,
         columns: Mapping[str, ColumnNames | None] | None = None,
         delimiter: str | None = None,
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(columns, weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(columns, **common)
         self.path = _existing(path)
         self.delimiter = delimiter or ("\t" if self.path.suffix == ".tsv" else ",")
 
@@ -174,12 +171,9 @@ class Parquet(_ArrowTable):
         *,
         path: str,
         columns: Mapping[str, ColumnNames | None] | None = None,
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(columns, weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(columns, **common)
         self.path = _existing(path)
         self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not self.files:
@@ -229,12 +223,9 @@ class HuggingFaceDataset(_Table):
         split: str = "train",
         revision: str | None = None,
         columns: Mapping[str, ColumnNames | None] | None = None,
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(columns, weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(columns, **common)
         self.path, self.name, self.split, self.revision = path, name, split, revision
         if is_saved_dataset(Path(path)) and (name or revision):
             raise ConfigError(f"{path} is a folder written by save_to_disk: it has no name and no revision to choose.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from embedtrain.data.sources.base import Source
+from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.lines import LinesFile
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.types import TrainingExample
@@ -28,12 +27,9 @@ class Texts(Source):
         *,
         path: str,
         field: str = "text",
-        weight: float | None = None,
-        instruction: str | None = None,
-        limit: int | None = None,
-        held_out: Mapping[str, Any] | None = None,
+        **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(weight=weight, instruction=instruction, limit=limit, held_out=held_out)
+        super().__init__(**common)
         self.path = Path(path).expanduser()
         self.field = field
         self.files: list[Path] = sorted(self.path.rglob("*.txt")) if self.path.is_dir() else []

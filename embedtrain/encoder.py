@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -116,10 +117,15 @@ class Encoder(nn.Module):
         tokens = tokens.to(self.device)
         heads = [self.pooling, *(self.views.values() if views else ())]
         layers = self.layers if views else ()
-        every = bool(layers) or any(getattr(head, "needs_layers", False) for head in heads)
-        hidden = self.backbone(tokens, all_layers=True) if every else [self.backbone(tokens)]
-        embedding = self._embed(self.pooling, hidden, tokens, self.projection)
-        made = {name: self._embed(head, hidden, tokens) for name, head in self.views.items() if views}
+        wanted = {
+            "all_layers": bool(layers) or any(getattr(head, "needs_layers", False) for head in heads),
+            "routing": any(getattr(head, "needs_router", False) for head in heads),
+        }
+        found = self.backbone(tokens, **{name: True for name, is_wanted in wanted.items() if is_wanted})
+        hidden = list(found) if any(wanted.values()) else [found]
+        routing = hidden.pop() if wanted["routing"] else None
+        embedding = self._embed(self.pooling, hidden, tokens, self.projection, routing)
+        made = {name: self._embed(head, hidden, tokens, None, routing) for name, head in self.views.items() if views}
         for layer in layers:
             if layer == len(hidden) - 1:
                 made[f"layer_{layer}"] = embedding
@@ -129,10 +135,16 @@ class Encoder(nn.Module):
         return replace(embedding, views=made)
 
     def _embed(
-        self, head: nn.Module, hidden: Sequence[Tensor], tokens: RaggedTokens, projection: nn.Module | None = None
+        self,
+        head: nn.Module,
+        hidden: Sequence[Tensor],
+        tokens: RaggedTokens,
+        projection: nn.Module | None = None,
+        routing: Tensor | None = None,
     ) -> Embeddings:
         """What one head makes of the states, projected and on the unit sphere. `hidden`: of the last layer, or of all."""
-        pooled = head(hidden if getattr(head, "needs_layers", False) else hidden[-1], tokens)
+        read: Any = hidden if getattr(head, "needs_layers", False) else hidden[-1]
+        pooled = head((read, routing) if getattr(head, "needs_router", False) else read, tokens)
         offsets = pooled.offsets if isinstance(pooled, Embeddings) else None
         values = (pooled.values if isinstance(pooled, Embeddings) else pooled).float()
         normalize = self.unit_length and not _as_is(head)

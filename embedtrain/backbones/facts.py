@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from embedtrain.backbones.routing import num_routes
 from embedtrain.backbones.transformer import TransformerBackbone
 
 
@@ -16,6 +17,7 @@ def head_facts(backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase
         "hidden_size": backbone.hidden_size,
         "num_layers": backbone.config.num_hidden_layers,
         "vocab_size": backbone.config.vocab_size,
+        "num_routes": num_routes(backbone.hf_model),
         "special_ids": tuple(sorted(tokenizer.all_special_ids)),
         "punctuation_ids": punctuation_ids(tokenizer),
     }

@@ -14,12 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from embedtrain.backbones.ragged import RaggedLayout
+from embedtrain.backbones.routing import routing_weights
 
 
 def padded_states(
     model: PreTrainedModel, read: Tensor, layout: RaggedLayout, options: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Hidden states [S, H] of flat ids [S] or input vectors [S, H]; with `output_hidden_states` those of every layer."""
+    """Hidden states [S, H] of flat ids [S] or input vectors [S, H]; with `output_hidden_states` those of every layer.
+
+    With `output_router_logits` the routing weights [S, R] come last.
+    """
     device = read.device
     lengths = torch.tensor(layout.lengths, device=device)
     mask = torch.arange(layout.longest, device=device) < lengths[:, None]  # [N, T]
@@ -32,4 +36,7 @@ def padded_states(
         padded = {"inputs_embeds": read.new_zeros(*mask.shape, read.shape[1]).index_put((mask,), read)}
     output = model(**padded, attention_mask=mask.long(), **options)
     states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
-    return [state[mask] for state in states]
+    found = [state[mask] for state in states]
+    if options.get("output_router_logits"):
+        found.append(routing_weights(output.router_logits)[mask.flatten()])
+    return found

@@ -28,6 +28,7 @@ from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
 from embedtrain.backbones.positions import first_position, longest_text, refuse_longer
 from embedtrain.backbones.ragged import RaggedLayout
 from embedtrain.backbones.random_bits import replace_dropout
+from embedtrain.backbones.routing import routing_weights
 from embedtrain.errors import ConfigError, TrainingError
 from embedtrain.types import RaggedTokens
 
@@ -128,40 +129,44 @@ class TransformerBackbone(nn.Module):
         return merged_model(self.hf_model) if has_adapters(self.hf_model) else self.hf_model
 
     def forward(
-        self, tokens: RaggedTokens, *, all_layers: bool = False, inputs: Tensor | None = None
+        self, tokens: RaggedTokens, *, all_layers: bool = False, routing: bool = False, inputs: Tensor | None = None
     ) -> Tensor | list[Tensor]:
         """The last hidden states [S, H]; with `all_layers` a list of them: of the embedding, then of every layer.
 
+        routing: a list in any case, and behind the states the routing weights of a mixture of experts, [S, R].
         inputs: vectors [S, H] that are read in place of the input embeddings of the ids.
         """
         if tokens.ids.device.type not in self._proved:
             self._prove(tokens.ids.device)
-        states = self._states(tokens, all_layers=all_layers, inputs=inputs)
-        return states if all_layers else states[-1]
+        states = self._states(tokens, all_layers=all_layers, routing=routing, inputs=inputs)
+        return states if all_layers or routing else states[-1]
 
     def finish(self, states: Tensor) -> Tensor:
         """States [S, H] of an inner layer as this model's last hidden states, were it cut after that layer."""
         return final_norm(self.hf_model)(states)
 
-    def _states(self, tokens: RaggedTokens, *, all_layers: bool = False, inputs: Tensor | None = None) -> list[Tensor]:
+    def _states(
+        self, tokens: RaggedTokens, *, all_layers: bool = False, routing: bool = False, inputs: Tensor | None = None
+    ) -> list[Tensor]:
+        wanted = {"output_hidden_states": all_layers, "output_router_logits": routing}
+        options = {name: True for name, is_wanted in wanted.items() if is_wanted}
         layout = RaggedLayout(tuple(tokens.lengths.tolist()))
         refuse_longer(layout.longest, self.longest_text, self.name)
         if len(layout.groups) == len(set(layout.lengths)):  # as chunks come: equal lengths are neighbours
-            return self._run(tokens.ids if inputs is None else inputs, layout, all_layers)
+            return self._run(tokens.ids if inputs is None else inputs, layout, options)
         order = torch.argsort(tokens.lengths, descending=True, stable=True)
         grouped = tokens.select(order)
         flat = RaggedTokens(torch.arange(tokens.num_tokens), tokens.offsets, tokens.spans).select(order).ids
         flat = flat.to(tokens.ids.device)
         layout = RaggedLayout(tuple(grouped.lengths.tolist()))
-        states = self._run(grouped.ids if inputs is None else inputs[flat], layout, all_layers)
+        states = self._run(grouped.ids if inputs is None else inputs[flat], layout, options)
         back = torch.argsort(flat)
         return [state[back] for state in states]
 
-    def _run(self, read: Tensor, layout: RaggedLayout, all_layers: bool) -> list[Tensor]:
+    def _run(self, read: Tensor, layout: RaggedLayout, options: dict[str, bool]) -> list[Tensor]:
         """`read`: token ids [S] or vectors [S, H]."""
-        options = {"output_hidden_states": True} if all_layers else {}
         if "use_cache" in self._accepts:
-            options["use_cache"] = False
+            options = {**options, "use_cache": False}
         if self._kernel == "padded":
             return padded_states(self.hf_model, read, layout, options)
         positions = layout.positions(read.device) + self._first_position
@@ -173,8 +178,11 @@ class TransformerBackbone(nn.Module):
             layout=layout,
             **options,
         )
-        states = output.hidden_states if all_layers else [output.last_hidden_state]
-        return [state.squeeze(0) for state in states]
+        states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
+        found = [state.squeeze(0) for state in states]
+        if options.get("output_router_logits"):
+            found.append(routing_weights(output.router_logits))
+        return found
 
     def _turn(self, attention: Direction | None) -> None:
         """Sets the direction of a decoder. Whether it took is for `_prove` to see."""

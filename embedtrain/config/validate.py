@@ -23,7 +23,9 @@ from embedtrain.errors import ConfigError
 MISSING = "???"
 
 # The components of a run, and what the program adds to their parameters when it builds them.
-OFFERED_TO_POOLING = frozenset({"hidden_size", "num_layers", "vocab_size", "special_ids", "punctuation_ids", "lm_head"})
+OFFERED_TO_POOLING = frozenset(
+    {"hidden_size", "num_layers", "num_routes", "vocab_size", "special_ids", "punctuation_ids", "lm_head"}
+)
 COMPONENTS: dict[str, frozenset[str]] = {
     "backbone": frozenset(),
     "pooling": OFFERED_TO_POOLING,

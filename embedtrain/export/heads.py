@@ -30,6 +30,7 @@ from embedtrain.pooling.latent_attention import LatentAttentionPooling
 from embedtrain.pooling.layer_average import LayerAveragePooling
 from embedtrain.pooling.max import MaxPooling
 from embedtrain.pooling.mean import MeanPooling
+from embedtrain.pooling.moe_router import MoeRouterPooling
 from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.trainable import TrainablePooling
@@ -48,6 +49,7 @@ HEADS: dict[str, type[nn.Module]] = {
         LayerAveragePooling,
         MaxPooling,
         MeanPooling,
+        MoeRouterPooling,
         MultiVectorPooling,
         SpladePooling,
         TrainablePooling,
@@ -58,7 +60,9 @@ FOLDER = "embedtrain"
 _FILE = "heads.json"
 _POOLING = "pooling"
 # What the program supplies from backbone and tokenizer, and no file needs to say.
-_SUPPLIED = frozenset({"hidden_size", "num_layers", "vocab_size", "special_ids", "punctuation_ids", "lm_head"})
+_SUPPLIED = frozenset(
+    {"hidden_size", "num_layers", "num_routes", "vocab_size", "special_ids", "punctuation_ids", "lm_head"}
+)
 
 
 def write_heads(encoder: Encoder, folder: Path, dtype: torch.dtype, *, with_pooling: bool) -> None:

@@ -59,6 +59,16 @@ _SIZES: dict[str, dict[str, Any]] = {
     # Two that have no ragged path: relative positions inside attention, and a soft cap on the scores.
     "mpnet": _BERT,
     "gemma2": {**_DECODER, "query_pre_attn_scalar": 8},
+    # Mixtures of experts.
+    "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": {
+        **_DECODER,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+    },
 }
 
 

@@ -16,6 +16,7 @@ from embedtrain.encoder import Encoder
 from embedtrain.types import Embeddings
 from tests.helpers.models import tiny_model_dir
 
+ARCHITECTURES = {"moe_router": "mixtral"}
 NAMES = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "pooling").glob("*.yaml"))
 # The published sizes are of models with billions of weights.
 SMALL = {
@@ -41,7 +42,7 @@ def encoder(name, folder, kernel):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_built_from_its_yaml_is_the_same_ragged_and_padded(name, tmp_path):
-    folder = tiny_model_dir("bert", tmp_path)
+    folder = tiny_model_dir(ARCHITECTURES.get(name, "bert"), tmp_path)
     made: dict[str, Embeddings] = {}
     for kernel in ("ragged", "padded"):
         model = encoder(name, folder, kernel)

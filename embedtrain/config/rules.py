@@ -176,8 +176,8 @@ def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
         return
     kind = str(node.get("_target_", "")).rpartition(".")[2]
     for name, value in node.items():
-        # Two of the sources also take the name of a data set on the hub; theirs to say whether there is one.
-        on_hub = kind in ("HuggingFaceDataset", "PairsFile") and _HUB_NAME.fullmatch(str(value))
+        # Some sources also take the name of a data set on the hub; theirs to say whether there is one.
+        on_hub = kind in ("HuggingFaceDataset", "LabeledTexts", "PairsFile") and _HUB_NAME.fullmatch(str(value))
         if name == "path" and isinstance(value, str) and not on_hub:
             yield f"{key}.path", value
         yield from _paths(value, f"{key}.{name}")

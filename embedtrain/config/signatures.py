@@ -137,9 +137,9 @@ def _unpacked(module: str, keywords: ast.arg | None) -> tuple[str, ast.ClassDef]
     """Where the settings behind `**common: Unpack[Settings]` (PEP 692) are defined, and as what."""
     match keywords:
         case ast.arg(annotation=ast.Subscript(value=ast.Name(id="Unpack"), slice=ast.Name(id=name))):
-            found = _definition(module, name)
-            assert found is not None and isinstance(found[1], ast.ClassDef), f"{module}: {OWN} defines no {name}"
-            return found[0], found[1]
+            home, node = _definition(module, name) or (module, None)
+            assert isinstance(node, ast.ClassDef), f"{module}: {OWN} defines no {name}"
+            return home, node
     return None
 
 

@@ -15,7 +15,7 @@ Three things go wrong when they are spread over a code base, so they are done he
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedtrain.data.prompts import Prompts
@@ -36,6 +36,7 @@ class TextTokenizer:
     query_augmentation    queries shorter than this many tokens are filled with [MASK] behind their end, as in ColBERT
                           (arXiv:2004.12832, section 3.2). All tokens see the masks, as PyLate has it with
                           `attend_to_expansion_tokens`; in ColBERT's code only the masks themselves do.
+    closing_ids           by role, ids put behind every text, the last of it: learned tokens
 
     Raises ConfigError when the tokenizer is slow, has no EOS or no mask, or cannot fit one token of text into a maximum length.
     """
@@ -49,6 +50,7 @@ class TextTokenizer:
         max_document_length: int,
         append_eos: bool = False,
         query_augmentation: int | None = None,
+        closing_ids: Mapping[Role, Sequence[int]] | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
@@ -64,6 +66,7 @@ class TextTokenizer:
         self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1] == self.eos_id
         self._warned_prefixes: set[str] = set()
         self.query_augmentation = query_augmentation
+        self.closing_ids: dict[Role, list[int]] = {role: list(ids) for role, ids in (closing_ids or {}).items()}
         for role, length in self.max_length.items():
             self.check_length(role, length)
         self._check_augmentation()
@@ -88,7 +91,8 @@ class TextTokenizer:
         joined = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
         if not joined:
             return RaggedTokens.from_lists([], role=role), 0
-        limits = [limit or self.max_length[role] for limit in max_lengths or [None] * len(joined)]
+        closing = self.closing_ids.get(role, [])
+        limits = [(limit or self.max_length[role]) - len(closing) for limit in max_lengths or [None] * len(joined)]
         encodings = self._encodings(joined, limits)
         ids = [self._closed(encoding.ids) for encoding in encodings]
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
@@ -102,7 +106,7 @@ class TextTokenizer:
             ]
         if role == "query" and self.query_augmentation is not None:
             ids = [one + [self.hf.mask_token_id] * (self.query_augmentation - len(one)) for one in ids]
-        return RaggedTokens.from_lists(ids, skip, role), truncated
+        return RaggedTokens.from_lists([one + closing for one in ids], skip, role), truncated
 
     def _prefixes(
         self,
@@ -199,6 +203,7 @@ class TextTokenizer:
     def check_length(self, role: Role, length: int, owner: str = "encoder") -> None:
         """Raises ConfigError where texts of this role cannot be cut at `length` tokens; `owner` is who says they should."""
         special = len(self._ids(["a"], 64)[0]) - 1 + (self.append_eos and not self._appends_itself)
+        special += len(self.closing_ids.get(role, []))
         if length <= special:
             raise ConfigError(
                 f"{owner}.max_{role}_length={length} leaves no token for text beside {special} special tokens. "
@@ -218,6 +223,8 @@ class TextTokenizer:
             raise ConfigError(
                 f"{key}: the last token of a query would be [MASK] and not EOS, which the pooling reads. Set it to null."
             )
+        if self.closing_ids:
+            raise ConfigError(f"{key}: queries end in learned tokens already, which the pooling reads. Set it to null.")
         if self.hf.mask_token_id is None:
             raise ConfigError(
                 f"{key}: {type(self.hf).__name__} has no mask token to fill queries with. Set it to null."

@@ -3,8 +3,19 @@
 from embedtrain.data.sources.base import Source
 from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.jsonl import JsonLines
+from embedtrain.data.sources.labeled import LabeledTexts
 from embedtrain.data.sources.pairs import PairsFile
 from embedtrain.data.sources.tables import Csv, HuggingFaceDataset, Parquet
 from embedtrain.data.sources.texts import Texts
 
-__all__ = ["BeirFolder", "Csv", "HuggingFaceDataset", "JsonLines", "PairsFile", "Parquet", "Source", "Texts"]
+__all__ = [
+    "BeirFolder",
+    "Csv",
+    "HuggingFaceDataset",
+    "JsonLines",
+    "LabeledTexts",
+    "PairsFile",
+    "Parquet",
+    "Source",
+    "Texts",
+]

@@ -6,6 +6,16 @@ A mapping names the column, or the columns, of each role:
 
 Several columns of one role are put one after the other; a cell may hold one value or a list. Without a mapping the names
 below are recognised. Where that leaves a doubt, the error lists the columns that are there and the mapping to write.
+
+`label` is the class of the row, text or a number (which becomes its decimal text, 3 and 3.0 alike). Pairs that people graded
+are rows with one document and its score:
+
+    columns: {query: sentence1, positives: sentence2, scores: score}        score_range: [0, 5]
+
+The document of a graded row has the place of a positive, and its score says how much of one it is. Losses for graded pairs
+(losses/ranking, losses/distillation) read the score; a contrastive loss does not, and would pull a pair with score 0 together as
+well. So graded sources have a loss of their own (loss=routed): then no contrastive loss sees their rows, and their documents are
+known answers of none of its queries.
 """
 
 from __future__ import annotations
@@ -20,7 +30,8 @@ from embedtrain.types import TrainingExample
 
 ColumnNames = str | Sequence[str]
 
-ROLES = ("query", "positives", "negatives", "scores", "instruction")
+ROLES = ("query", "positives", "negatives", "scores", "instruction", "label")
+_SINGLE = ("query", "instruction", "label")  # roles of one column
 # Names that public data sets and other training programs use for the roles.
 WELL_KNOWN: dict[str, tuple[str, ...]] = {
     "query": ("query", "question", "anchor", "sentence1"),
@@ -32,7 +43,7 @@ WELL_KNOWN: dict[str, tuple[str, ...]] = {
 _NUMBERED_NEGATIVE = re.compile(r"(?:hard_)?neg(?:ative)?_(\d+)")
 _SIDE_SCORES = ("pos_scores", "neg_scores")
 # A column that may say that a pair is *not* a positive, or only a little: to guess here would train on wrong pairs.
-_LABELS = ("label", "labels", "score", "similarity")
+_LABELS = {"label": "label", "labels": "label", "score": "scores", "similarity": "scores"}  # to the role it may have
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Columns:
     negatives: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
     instruction: str | None = None
+    label: str | None = None
     unused: tuple[str, ...] = ()
 
     @classmethod
@@ -59,7 +71,7 @@ class Columns:
         for role in ("query", "positives"):
             if not roles[role]:
                 raise ConfigError(f"columns.{role} is not set. A mapping names at least query and positives.")
-        for role in ("query", "instruction"):
+        for role in _SINGLE:
             if len(roles[role]) > 1:
                 raise ConfigError(f"columns.{role}={list(roles[role])}: expected one column.")
         used = [name for names in roles.values() for name in names]
@@ -67,7 +79,7 @@ class Columns:
         if missing:
             raise DataError(
                 f"{where}: there is no column {', '.join(map(repr, missing))}. The columns are {_listing(present)}. "
-                "Correct `columns`."
+                "Correct the names."
             )
         return cls._of(roles, used, present)
 
@@ -94,10 +106,13 @@ class Columns:
         labels = [name for name in _LABELS if name in present]
         if labels:
             raise _doubt(
-                f"{labels[0]!r} may say which pairs are positives. Keep only the rows that are, and then",
+                f"{labels[0]!r} may say which pairs are positives: then keep only the rows that are. If it is "
+                f"{'the class of the row' if _LABELS[labels[0]] == 'label' else 'the grade of the pair'}, it belongs into the "
+                f"mapping as {_LABELS[labels[0]]}: {labels[0]}",
                 present,
                 where,
             )
+        roles["label"] = ()
         return cls._of(roles, [name for names in roles.values() for name in names], present)
 
     @classmethod
@@ -108,19 +123,19 @@ class Columns:
             negatives=roles["negatives"],
             scores=roles["scores"],
             instruction=roles["instruction"][0] if roles["instruction"] else None,
+            label=roles["label"][0] if roles["label"] else None,
             unused=tuple(name for name in present if name not in used),
         )
 
     @property
     def used(self) -> list[str]:
-        names = [self.query, *self.positives, *self.negatives, *self.scores]
-        return names if self.instruction is None else [*names, self.instruction]
+        single = [name for name in (self.instruction, self.label) if name is not None]
+        return list(dict.fromkeys([self.query, *self.positives, *self.negatives, *self.scores, *single]))
 
     def describe(self) -> str:
         parts = [f"query <- {self.query}", f"positives <- {', '.join(self.positives)}"]
         parts += [f"{role} <- {', '.join(names)}" for role in ("negatives", "scores") if (names := getattr(self, role))]
-        if self.instruction is not None:
-            parts.append(f"instruction <- {self.instruction}")
+        parts += [f"{role} <- {name}" for role in ("instruction", "label") if (name := getattr(self, role)) is not None]
         if self.unused:
             parts.append(f"not read: {', '.join(self.unused)}")
         return "; ".join(parts)
@@ -140,6 +155,7 @@ class Columns:
             negatives=self._texts(self.negatives, values, row),
             scores=tuple(scores) if scores else None,
             instruction=instruction or None,
+            label=None if self.label is None else _label(values.get(self.label), self.label, row),
             row=row,
         )
 
@@ -170,6 +186,17 @@ def _number(value: Any, name: str, row: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{row}: {name} holds {_shown(value)}. Expected a number or a list of numbers.")
     return float(value)
+
+
+def _label(value: Any, name: str, row: str) -> str | None:
+    """A class as text; null, NaN and an empty cell are none."""
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps is read as 3.0
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{row}: {name} is {_shown(value)}. Expected the class of the row: a text or a number.")
+    return str(value)
 
 
 def _doubt(what: str, present: Sequence[str], where: str) -> DataError:

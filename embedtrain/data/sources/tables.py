@@ -85,6 +85,8 @@ class _ArrowTable(_Table):
 class Csv(_ArrowTable):
     """Rows of a CSV or TSV file in UTF-8 whose first line names the columns. An empty cell is an absent value.
 
+    In a `.csv` double quotes enclose a cell; in a `.tsv` they are characters like any other, and a cell has no tab or line break.
+
     path        the file; held in memory
     columns     role -> column or columns (null = recognised by name)
     delimiter   null = a tab for `.tsv`, else a comma
@@ -101,7 +103,8 @@ class Csv(_ArrowTable):
     ) -> None:
         super().__init__(columns, **common)
         self.path = _existing(path)
-        self.delimiter = delimiter or ("\t" if self.path.suffix == ".tsv" else ",")
+        self.has_quotes = self.path.suffix != ".tsv"
+        self.delimiter = delimiter or ("," if self.has_quotes else "\t")
 
     @property
     def where(self) -> str:
@@ -114,7 +117,8 @@ class Csv(_ArrowTable):
     def _table(self) -> pa.Table:
         csv.field_size_limit(_LONGEST_CELL)
         with self.path.open("rb") as file:
-            rows = csv.reader(_decoded(file, self.path), delimiter=self.delimiter, strict=True)
+            quoting = csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE
+            rows = csv.reader(_decoded(file, self.path), delimiter=self.delimiter, quoting=quoting, strict=True)
             header = next(rows, [])
             if not header:
                 raise DataError(f"{self.path} is empty. Expected a first line with the names of the columns.")
@@ -131,7 +135,7 @@ class Csv(_ArrowTable):
                 if len(row) != len(header):
                     raise DataError(
                         f"{self.path}, line {rows.line_num}: {len(row)} cells, but the first line names {len(header)} "
-                        f"columns. Put cells with {self.delimiter!r} or line breaks in double quotes."
+                        f"columns. {self._remedy()}"
                     )
                 cells.append([*(cell or None for cell in row), rows.line_num])
                 if len(cells) == _BULK:
@@ -141,6 +145,11 @@ class Csv(_ArrowTable):
             raise DataError(f"{self.path}, line {rows.line_num}: {error}. Correct the quotes of this line.") from None
         if cells:
             yield _csv_batch(cells, header)
+
+    def _remedy(self) -> str:
+        if self.has_quotes:
+            return f"Put cells with {self.delimiter!r} or line breaks in double quotes."
+        return f"Take {self.delimiter!r} and line breaks out of the cells, or write a .csv, where double quotes enclose them."
 
     def _place(self, row: int) -> str:
         return f"{self.path.name}:{self._table.column(_LINE)[row].as_py()}"
@@ -258,7 +267,7 @@ class HuggingFaceDataset(_Table):
 
     @cached_property
     def _selected(self) -> datasets.Dataset:
-        return self._table.select_columns(list(dict.fromkeys(self.columns.used)))
+        return self._table.select_columns(self.columns.used)
 
     @cached_property
     def _table(self) -> datasets.Dataset:

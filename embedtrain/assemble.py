@@ -19,6 +19,7 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
 from embedtrain.evaluation.result import EvaluationResult
+from embedtrain.pooling.learned_tokens import closing_ids
 from embedtrain.types import Teacher
 
 
@@ -44,6 +45,7 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
         max_document_length=settings["max_document_length"],
         append_eos=getattr(pooling, "reads_last_token", False) if append_eos is None else append_eos,
         query_augmentation=settings["query_augmentation"],
+        closing_ids=closing_ids(pooling),
     )
     return Encoder(
         backbone=backbone,

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from embedtrain.data.chunking import chunks
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.errors import ConfigError
+from embedtrain.pooling.learned_tokens import LearnedTokensPooling
 from embedtrain.types import Embeddings, RaggedTokens, Role
 
 # Texts tokenised and sorted together by `encode`: enough to sort well, few enough to hold the tokens of.
@@ -62,6 +63,11 @@ class Encoder(nn.Module):
             raise ConfigError(
                 f"encoder.views.{reserved[0]}: `embedding` is the embedding itself, `layer_<n>` that of a hidden layer, and a "
                 "name has no dot. Choose another name."
+            )
+        if any(isinstance(head, LearnedTokensPooling) for head in (views or {}).values()):
+            raise ConfigError(
+                "encoder.views: learned tokens stand behind every text, where other heads would read them too. Use them as the "
+                "pooling: pooling=learned_tokens."
             )
         self.views = nn.ModuleDict(views or {})
         self.layers: tuple[int, ...] = ()
@@ -121,7 +127,11 @@ class Encoder(nn.Module):
             "all_layers": bool(layers) or any(getattr(head, "needs_layers", False) for head in heads),
             "routing": any(getattr(head, "needs_router", False) for head in heads),
         }
-        found = self.backbone(tokens, **{name: True for name, is_wanted in wanted.items() if is_wanted})
+        options: dict[str, Any] = {name: True for name, is_wanted in wanted.items() if is_wanted}
+        if isinstance(self.pooling, LearnedTokensPooling):
+            model: Any = self.backbone.hf_model
+            options["inputs"] = self.pooling.inputs(tokens.ids, model.get_input_embeddings())
+        found = self.backbone(tokens, **options)
         hidden = list(found) if any(wanted.values()) else [found]
         routing = hidden.pop() if wanted["routing"] else None
         embedding = self._embed(self.pooling, hidden, tokens, self.projection, routing)

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"errors", "types", "distributed", "encoder", "backbones", "pooling", "data"},
     "teachers": {"errors", "types", "distributed", "data", "encoder", "export", "losses"},
     "objectives": {"errors", "types", "backbones", "data", "encoder"},
-    "assemble": {"errors", "types", "config", "backbones", "data", "encoder", "evaluation"},
+    "assemble": {"errors", "types", "config", "backbones", "pooling", "data", "encoder", "evaluation"},
     "whitening": {"errors", "encoder"},
     "inference": {"errors", "types", "distributed", "assemble", "evaluation", "export", "teachers"},
     "planning": {"errors", "types", "config", "data", "encoder", "losses", "assemble", "teachers"},

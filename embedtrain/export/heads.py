@@ -28,6 +28,7 @@ from embedtrain.pooling.first_last import FirstLastPooling
 from embedtrain.pooling.gaussian import GaussianPooling
 from embedtrain.pooling.latent_attention import LatentAttentionPooling
 from embedtrain.pooling.layer_average import LayerAveragePooling
+from embedtrain.pooling.learned_tokens import LearnedTokensPooling
 from embedtrain.pooling.max import MaxPooling
 from embedtrain.pooling.mean import MeanPooling
 from embedtrain.pooling.moe_router import MoeRouterPooling
@@ -47,6 +48,7 @@ HEADS: dict[str, type[nn.Module]] = {
         GaussianPooling,
         LatentAttentionPooling,
         LayerAveragePooling,
+        LearnedTokensPooling,
         MaxPooling,
         MeanPooling,
         MoeRouterPooling,

@@ -31,6 +31,7 @@ from embedtrain.export.tokenizer import ends_with
 from embedtrain.pooling.first_last import FirstLastPooling
 from embedtrain.pooling.latent_attention import LatentAttentionPooling
 from embedtrain.pooling.layer_average import LayerAveragePooling
+from embedtrain.pooling.learned_tokens import closing_ids
 from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.pooling.splade import SpladePooling
 
@@ -133,6 +134,7 @@ def _text_tokenizer(
         max_document_length=model.max_document_length or longest,
         append_eos=getattr(pooling, "reads_last_token", False) and any(ends_with(tokenizer, t) for t in closing),
         query_augmentation=model.query_augmentation,
+        closing_ids=closing_ids(pooling),
     )
 
 

@@ -20,7 +20,9 @@ from embedtrain.pooling.cls import ClsPooling
 from embedtrain.pooling.eos import EosPooling
 from embedtrain.pooling.gaussian import GaussianPooling
 from embedtrain.pooling.layer_average import LayerAveragePooling
+from embedtrain.pooling.learned_tokens import LearnedTokensPooling, closing_ids
 from embedtrain.pooling.mean import MeanPooling
+from embedtrain.pooling.moe_router import MoeRouterPooling
 from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.trainable import TrainablePooling
@@ -45,6 +47,7 @@ def with_head(tmp_path, kind, architecture="bert", *, views=None, query_augmenta
         projection_dim=options.get("projection_dim"),
         views={name: build(model, view) for name, view in (views or {}).items()},
     )
+    rebuilt.tokenizer.closing_ids = closing_ids(rebuilt.pooling)
     make_adapters_matter(rebuilt)
     for parameter in [*rebuilt.pooling.parameters(), *rebuilt.views.parameters()]:
         parameter.data += 0.05 * torch.randn_like(parameter)  # as after some training: no bias is 0
@@ -110,6 +113,8 @@ OURS = {
     "gaussian": {"kind": GaussianPooling, "dim": 6},
     "gaussian of a decoder": {"kind": GaussianPooling, "dim": 6, "architecture": "qwen3", "append_eos": True},
     "bge-m3 words": {"kind": BgeM3SparsePooling, "prompts": Prompts(query="find:", pool_prompt=False)},
+    "learned tokens": {"kind": LearnedTokensPooling, "num_query_tokens": 2, "num_document_tokens": 3, "lora": {"r": 2}},
+    "routing": {"kind": MoeRouterPooling, "alpha": 0.5, "architecture": "mixtral", "append_eos": True},
     "trainable": {"kind": TrainablePooling, **SIZES, "projection_dim": 6},
     "trainable on tokens": {"kind": TrainablePooling, **SIZES, "reads": "tokens", "prompts": Prompts(query="q: ")},
 }

@@ -13,6 +13,7 @@ from embedtrain.config.compose import compose_config
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
+from embedtrain.pooling.learned_tokens import closing_ids
 from embedtrain.types import Embeddings
 from tests.helpers.models import tiny_model_dir
 
@@ -23,6 +24,7 @@ SMALL = {
     "latent_attention": {"num_latents": 6, "num_heads": 2, "head_dim": 8, "expansion": 2},
     "multi_layer": {"num_latents": 6, "num_heads": 2, "head_dim": 8, "expansion": 2},
     "bge_m3_multi_vector": {"dim": 32},
+    "learned_tokens": {"num_query_tokens": 2, "num_document_tokens": 3},
 }
 TEXTS = ["a cat", "the quick brown fox, and the lazy dog", "maps; maps.", "two words " * 10]
 
@@ -37,7 +39,9 @@ def encoder(name, folder, kernel):
         max_document_length=24,
     )
     torch.manual_seed(0)
-    return Encoder(backbone=backbone, pooling=build_pooling(node, backbone, tokenizer.hf), tokenizer=tokenizer).eval()
+    pooling = build_pooling(node, backbone, tokenizer.hf)
+    tokenizer.closing_ids = closing_ids(pooling)
+    return Encoder(backbone=backbone, pooling=pooling, tokenizer=tokenizer).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,8 +16,8 @@ texts are shorter, so this is an upper bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ from torch import nn
 from embedtrain.assemble import build_encoder, build_sources, build_teachers
 from embedtrain.config.build import build
 from embedtrain.config.rules import uses_in_batch_negatives
-from embedtrain.data.sources import Source
+from embedtrain.data.lengths import check_lengths
+from embedtrain.data.mixture import Mixture
+from embedtrain.data.outlook import Pool, pools_of, some_rows
+from embedtrain.data.sampling import Sampler, refuse_small_batches
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
 from embedtrain.losses.fit import fit, refuse_bare_rows
 from embedtrain.teachers.spread import refuse_squashed_rows
-from embedtrain.types import Teacher, TrainingExample
-
-_ROWS_LOOKED_AT = 100
+from embedtrain.types import Teacher
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,32 @@ class Negatives:
 
 
 @dataclass(frozen=True)
+class SourcePlan:
+    """Of the steps whose queries are of one source."""
+
+    rows: int
+    steps_per_epoch: int
+    queries_per_step: int
+    negatives: Negatives | None
+    tokens_per_step: int  # at most
+
+    def line(self) -> str:
+        contrast = "" if self.negatives is None else f", {self.negatives.total:,.6g} negatives per query"
+        return (
+            f"{self.steps_per_epoch:,} steps per epoch of {self.queries_per_step:,} queries{contrast}, at most "
+            f"{self.tokens_per_step:,} tokens per step"
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The plan of a run on `world` ranks. What could not be found out is None and has its reason in `unknown`."""
+    """The plan of a run on `world` ranks. What could not be found out is None and has its reason in `unknown`.
+
+    Where sources differ, `negatives` are the mean over the queries of an epoch, and `tokens_per_step` are the most of any.
+    """
 
     world: int
-    queries_per_step: int
+    queries_per_step: int  # where a source does not say its own
     parameters: Parameters | None
     negatives: Negatives | None  # None: an objective contrasts nothing
     rows: int | None
@@ -79,12 +101,16 @@ class Plan:
     steps: int | None
     tokens_per_step: int  # at most
     memory: dict[str, int] | None  # bytes per device by part
+    sources: dict[str, SourcePlan] = field(default_factory=dict)  # where batches are of one source, each
     unknown: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         known = asdict(self)
         if self.negatives is not None:
             known["negatives"]["total"] = self.negatives.total
+        for name, source in self.sources.items():
+            if source.negatives is not None:
+                known["sources"][name]["negatives"]["total"] = source.negatives.total
         if self.parameters is not None:
             known["parameters"]["trainable_share"] = self.parameters.trainable_share
         if self.memory is not None:
@@ -112,6 +138,8 @@ class Plan:
             )
             text.append(f"steps              {self.steps:,}{epoch}")
         text.append(f"tokens per step    at most {self.tokens_per_step:,}")
+        if len(self.sources) > 1:
+            text += [f"  {name:<16} {source.line()}" for name, source in self.sources.items()]
         if self.memory is not None:
             parts = " + ".join(f"{name} {_size(count)}" for name, count in self.memory.items())
             text.append(f"memory per device  at most about {_size(sum(self.memory.values()))}: {parts}")
@@ -127,51 +155,50 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
     per_step = queries_per_step(training, world)
     parameters: Parameters | None = None
     loss = None if config["objective"] else build_shapes(config["loss"])
+    encoder: Encoder | None = None
     try:
         encoder, teachers = model_shapes(config)
     except EmbedtrainError as error:
         unknown.append(f"parameters and memory: {error}")
     else:
         if loss is not None:
-            sources = [name for name, node in data["sources"].items() if node is not None]
-            fit(loss, encoder, teachers={name: t.dim for name, t in teachers.items()}, sources=sources)
+            names = [name for name, node in data["sources"].items() if node is not None]
+            fit(loss, encoder, teachers={name: t.dim for name, t in teachers.items()}, sources=names)
         objective = None if loss is not None else build_shapes(config["objective"], encoder=encoder)
         parameters = count_parameters(encoder, *(part for part in (loss, objective) if part is not None))
-    rows: dict[str, int] = {}
-    hard = float(data["num_negatives"] or 0)
-    positives = float(data["num_positives"] or 1)
     try:
-        rows, positives, hard = look_at_data(config)
+        sources = build_sources(config)
+        examples = list(some_rows(sources))
     except EmbedtrainError as error:
         unknown.append(f"steps: {error}")
-    if rows and loss is not None:
-        refuse_bare_rows(loss, (example for _, example in some_rows(config)))
-        refuse_squashed_rows(loss, (example for _, example in some_rows(config)))
-    per_epoch = steps_per_epoch(rows, data, per_step) if rows else None
+        sampler, pools = None, [unread_pool(config, per_step)]
+    else:
+        if loss is not None:
+            refuse_bare_rows(loss, examples)
+            refuse_squashed_rows(loss, examples)
+        if encoder is not None:
+            check_lengths(sources, encoder.tokenizer, getattr(encoder.backbone, "longest_text", None))
+        mixture = Mixture(sources=sources, batching=data["batching"], exponent=data["exponent"])
+        sampler = build_sampler(config, mixture, per_step)
+        refuse_small_batches(sampler, world, training["accumulation_steps"])
+        pools = pools_of(sampler, config["encoder"], examples)
+    per_epoch = sampler.steps_per_epoch if sampler else None
     steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
-    # No batch holds more queries than there are, and a batch of one source not more than that source has.
-    fullest = (
-        min(per_step, max(rows.values()) if data["batching"] == "one_source" else sum(rows.values()))
-        if rows
-        else per_step
-    )
-    tokens = per_step * (
-        config["encoder"]["max_query_length"] + (positives + hard) * config["encoder"]["max_document_length"]
-    )
+    planned = [plan_pool(config, pool, world) for pool in pools]
+    tokens = max(plan.tokens_per_step for plan in planned)
     return Plan(
         world=world,
         queries_per_step=per_step,
         parameters=parameters,
-        negatives=None
-        if loss is None
-        else count_negatives(config, fullest / training["accumulation_steps"], world, positives, hard),
-        rows=sum(rows.values()) or None,
+        negatives=mean_negatives(planned),
+        rows=sum(plan.rows for plan in planned) or None,
         steps_per_epoch=per_epoch,
         steps=steps,
-        tokens_per_step=round(tokens),
+        tokens_per_step=tokens,
         memory=estimate_memory(config, parameters, tokens / training["accumulation_steps"] / world)
         if parameters
         else None,
+        sources={pool.source: plan for pool, plan in zip(pools, planned, strict=True) if pool.source is not None},
         unknown=unknown,
     )
 
@@ -211,45 +238,59 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     )
 
 
-def look_at_data(config: Mapping[str, Any]) -> tuple[dict[str, int], float, float]:
-    """(rows by source, positives per query, hard negatives per query), the last two as means over some rows of each."""
+def build_sampler(config: Mapping[str, Any], mixture: Mixture, batch: int) -> Sampler:
     data = config["data"]
-    rows: dict[str, int] = {}
-    positives: list[int] = []
-    negatives: list[int] = []
-    for source, example in some_rows(config):
-        rows[example.source] = len(source)
-        positives.append(_at_most(len(example.positives), data["num_positives"]))
-        negatives.append(_at_most(len(example.negatives), data["num_negatives"]))
-    seen = max(1, len(positives))
-    return rows, sum(positives) / seen, sum(negatives) / seen
+    return Sampler(
+        mixture,
+        seed=config["run"]["seed"],
+        global_batch_size=batch,
+        num_positives=data["num_positives"],
+        num_negatives=data["num_negatives"],
+        drop_last=data["drop_last"],
+    )
 
 
-def some_rows(config: Mapping[str, Any]) -> Iterator[tuple[Source, TrainingExample]]:
-    """Rows spread over each source, told which it is."""
-    for name, source in build_sources(config).items():
-        for row in range(0, len(source), max(1, len(source) // _ROWS_LOOKED_AT)):
-            yield source, replace(source[row], source=name)
+def unread_pool(config: Mapping[str, Any], batch: int) -> Pool:
+    """What the settings alone say, where no row could be read."""
+    data, encoder = config["data"], config["encoder"]
+    positives, hard = float(data["num_positives"] or 1), float(data["num_negatives"] or 0)
+    tokens = encoder["max_query_length"] + (positives + hard) * encoder["max_document_length"]
+    return Pool(None, 0, 0, batch, positives, hard, tokens)
 
 
-def _at_most(count: int, limit: int | None) -> int:
-    return count if limit is None else min(count, limit)
+def plan_pool(config: Mapping[str, Any], pool: Pool, world: int) -> SourcePlan:
+    # No batch holds more queries than there are.
+    fullest = min(pool.queries_per_step, pool.rows or pool.queries_per_step)
+    together = fullest / config["training"]["accumulation_steps"]
+    return SourcePlan(
+        rows=pool.rows,
+        steps_per_epoch=pool.steps_per_epoch,
+        queries_per_step=pool.queries_per_step,
+        negatives=None if config["objective"] else count_negatives(config, pool, together, world),
+        tokens_per_step=round(pool.queries_per_step * pool.tokens),
+    )
 
 
-def steps_per_epoch(rows: Mapping[str, int], data: Mapping[str, Any], batch: int) -> int:
-    """As the sampler makes them: from each source alone, or from all rows together."""
-    from embedtrain.data.sampling import batch_sizes
+def mean_negatives(plans: Sequence[SourcePlan]) -> Negatives | None:
+    """Over the queries of an epoch."""
+    found = [(plan.negatives, plan.steps_per_epoch * plan.queries_per_step) for plan in plans if plan.negatives]
+    if len(found) <= 1:
+        return found[0][0] if found else None
+    total = sum(queries for _, queries in found)
+    return Negatives(
+        **{
+            name: sum(getattr(negatives, name) * queries for negatives, queries in found) / total
+            for name in ("hard", "in_batch", "cross_device")
+        }
+    )
 
-    parts = rows.values() if data["batching"] == "one_source" else [sum(rows.values())]
-    return sum(batch_sizes(count, batch, data["drop_last"]).size for count in parts)
 
-
-def count_negatives(config: Mapping[str, Any], queries: float, world: int, positives: float, hard: float) -> Negatives:
+def count_negatives(config: Mapping[str, Any], pool: Pool, queries: float, world: int) -> Negatives:
     """Of one query in a micro-batch of `queries`, which `world` ranks share equally."""
-    if not uses_in_batch_negatives(config["loss"]):
-        return Negatives(hard=hard, in_batch=0, cross_device=0)
-    own, brought = queries / world, positives + hard
-    return Negatives(hard=hard, in_batch=(own - 1) * brought, cross_device=(queries - own) * brought)
+    if not uses_in_batch_negatives(config["loss"], pool.source):
+        return Negatives(hard=pool.hard, in_batch=0, cross_device=0)
+    own, brought = queries / world, pool.positives + pool.hard
+    return Negatives(hard=pool.hard, in_batch=(own - 1) * brought, cross_device=(queries - own) * brought)
 
 
 def estimate_memory(config: Mapping[str, Any], parameters: Parameters, tokens: float) -> dict[str, int]:

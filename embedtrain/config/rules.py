@@ -46,25 +46,50 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def queries_per_micro_batch(config: dict[str, Any], world: int) -> float:
-    """Queries that see each other's documents: of all ranks, of one micro-batch."""
+def queries_per_micro_batch(config: dict[str, Any], world: int, source: str | None = None) -> float:
+    """Queries that see each other's documents: of all ranks, of one micro-batch, which may be of a source."""
     training = config["training"]
+    own = config["data"]["sources"][source].get("batch_size") if source else None
+    if own is not None:
+        return own / training["accumulation_steps"]
     if training["per_device_batch_size"] is not None:
         return training["per_device_batch_size"] * world
     return training["global_batch_size"] / training["accumulation_steps"]
 
 
-def negatives_read(loss: Any) -> set[str]:
+def components(node: Any, source: str | None = None) -> Iterator[dict[str, Any]]:
+    """A component and all inside it; of a routed loss those for `source` alone, or for all where that is None."""
+    if not isinstance(node, dict):
+        return
+    inner = list(node.values())
+    if "_target_" in node:
+        yield node
+        if kind_of(node) == "Routed" and source is not None:
+            inner = [(node.get("losses") or {}).get(source) or node.get("default")]
+    for value in inner:
+        yield from components(value, source)
+
+
+def kind_of(node: Any) -> str:
+    """The class of a component, without its module."""
+    return str((node or {}).get("_target_", "")).rpartition(".")[2]
+
+
+def negatives_read(loss: Any, source: str | None = None) -> set[str]:
     """What a loss and those inside it contrast a query with: "in_batch", "hard_only". Empty for a loss of another kind."""
-    if not isinstance(loss, dict):
-        return set()
-    own = {kind for kind in ("in_batch", "hard_only") if loss.get("negatives") == kind}
-    return own.union(*(negatives_read(inner) for inner in loss.values()))
+    return {
+        node["negatives"] for node in components(loss, source) if node.get("negatives") in ("in_batch", "hard_only")
+    }
 
 
-def uses_in_batch_negatives(loss: Any) -> bool:
+def uses_in_batch_negatives(loss: Any, source: str | None = None) -> bool:
     """Whether a loss, or one inside it, contrasts a query with the documents of others."""
-    return "in_batch" in negatives_read(loss)
+    return "in_batch" in negatives_read(loss, source)
+
+
+def sources_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sources that are not dropped (null), by name."""
+    return {name: node for name, node in config["data"]["sources"].items() if node is not None}
 
 
 def batch_size(config: dict[str, Any], world: int) -> Iterator[Finding]:
@@ -107,20 +132,24 @@ def candidates(config: dict[str, Any], world: int) -> Iterator[Finding]:
     """A query contrasted with its own positive alone has loss 0 and gradient 0 for ever."""
     if _batch_is_unset(config):
         return
-    in_batch = uses_in_batch_negatives(config["loss"])
-    queries, negatives = queries_per_micro_batch(config, world), config["data"]["num_negatives"]
-    if in_batch and queries >= 2:
-        return
-    if not negatives_read(config["loss"]):
-        return
-    why = f"a micro-batch has {queries:g} query" if in_batch else "the loss reads a query's own hard negatives only"
-    if negatives == 0:
-        yield Problem(
-            f"data.num_negatives=0: {why}, so each query would see 1 candidate, its own positive, and the loss would be 0. "
-            "At least 2 are needed: raise the batch size or data.num_negatives."
-        )
-    elif negatives is None:
-        yield Regret(f"data.num_negatives: {why}; a row without a hard negative teaches nothing.")
+    found: dict[str, Finding] = {}  # one key may be that of several sources
+    for name, node in sources_of(config).items():
+        reads = negatives_read(config["loss"], name)
+        in_batch, queries = "in_batch" in reads, queries_per_micro_batch(config, world, name)
+        if not reads or (in_batch and queries >= 2):
+            continue
+        own = node.get("num_negatives") is not None
+        key = f"data.sources.{name}.num_negatives" if own else "data.num_negatives"
+        negatives = node["num_negatives"] if own else config["data"]["num_negatives"]
+        why = f"a micro-batch has {queries:g} query" if in_batch else "the loss reads a query's own hard negatives only"
+        if negatives == 0:
+            found[key] = Problem(
+                f"{key}=0: {why}, so each query would see 1 candidate, its own positive, and the loss would be 0. "
+                f"At least 2 are needed: raise the batch size or {key}."
+            )
+        elif negatives is None:
+            found[key] = Regret(f"{key}: {why}; a row without a hard negative teaches nothing.")
+    yield from found.values()
 
 
 def accumulation(config: dict[str, Any], world: int) -> Iterator[Finding]:
@@ -141,7 +170,7 @@ def _batch_is_unset(config: dict[str, Any]) -> bool:
 
 
 def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
-    if not any(source is not None for source in config["data"]["sources"].values()):
+    if not sources_of(config):
         yield Problem(
             "data.sources: there is nothing to train on. For a file of your own: data=pairs data.path=pairs.jsonl; for another "
             "source: source@data.sources.<name>=jsonl data.sources.<name>.path=pairs.jsonl"
@@ -154,6 +183,82 @@ def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
             f"prompts.sources.{name}: there is no source or evaluator of that name. There are: "
             f"{', '.join([*config['data']['sources'], *config['evaluation']['evaluators']]) or 'none'}."
         )
+
+
+def source_batches(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """A batch of a source is shared by micro-batches and ranks as any other, and holds whole classes where that is asked."""
+    training = config["training"]
+    steps = training["accumulation_steps"]
+    for name, node in sources_of(config).items():
+        own, per_label = node.get("batch_size"), node.get("texts_per_label")
+        for key, value in (("batch_size", own), ("texts_per_label", per_label)):
+            if value is not None and config["data"]["batching"] == "blended":
+                yield Problem(
+                    f"data.sources.{name}.{key}={value}: with data.batching=blended a batch is of all sources. Set "
+                    "data.batching=one_source, or this to null."
+                )
+        if own is not None and own % steps:
+            yield Problem(
+                f"training.accumulation_steps={steps} does not divide data.sources.{name}.batch_size={own}: every micro-batch "
+                "must hold equally many queries."
+            )
+        elif own is not None and own // steps < world:
+            yield Problem(
+                f"data.sources.{name}.batch_size={own} gives each of {steps} micro-batches {own // steps} queries, fewer than "
+                f"the {world} ranks: some would have none."
+            )
+        batch = own or training["global_batch_size"]
+        if per_label and batch and (batch % per_label or batch < 2 * per_label):
+            yield Problem(
+                f"data.sources.{name}.texts_per_label={per_label}: batches of this source have {batch} queries, which is not 2 "
+                f"or more classes of {per_label}. Set data.sources.{name}.batch_size to a multiple of it."
+            )
+
+
+def source_lengths(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """A model is measured and exported with the lengths of encoder.*."""
+    for name, node in sources_of(config).items():
+        for key in ("max_query_length", "max_document_length"):
+            if (node.get(key) or 0) > config["encoder"][key]:
+                yield Regret(
+                    f"data.sources.{name}.{key}={node[key]}: the model is evaluated and exported with "
+                    f"encoder.{key}={config['encoder'][key]}, so it is trained on more of a text than it will read."
+                )
+
+
+def graded(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """A contrastive loss takes the document of a graded pair for a positive, whatever its score."""
+    for name, node in sources_of(config).items():
+        reads_scores = any(
+            part in str(inner["_target_"])
+            for inner in components(config["loss"], name)
+            for part in (".ranking.", ".distillation.")
+        )
+        if node.get("score_range") and negatives_read(config["loss"], name) and not reads_scores:
+            yield Regret(
+                f"data.sources.{name}.score_range: its pairs are graded, and its loss takes each for a positive, also those with "
+                f"score 0. Give the source a loss for grades: loss=routed '+loss@loss.losses.{name}=cosent'"
+            )
+
+
+def examples_of_classes(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """Texts of a row's class are no negatives of it; a hard negative in another row's batch does not say its class."""
+    for name, node in sources_of(config).items():
+        if kind_of(node) != "LabeledTexts" or node.get("form") == "label":
+            continue
+        if not uses_in_batch_negatives(config["loss"], name):
+            continue
+        hard = config["data"]["num_negatives"] if node.get("num_negatives") is None else node["num_negatives"]
+        if not any(kind_of(inner) == "SameClassFilter" for inner in components(config["loss"], name)):
+            yield Regret(
+                f"data.sources.{name}: texts of its classes, and in-batch negatives that may be of the row's own class. Use "
+                "loss=class_masked, or each query's own negatives alone (loss.negatives=hard_only)."
+            )
+        elif hard != 0:
+            yield Regret(
+                f"data.sources.{name}.num_negatives: among in-batch negatives the hard negative of another row may be of the "
+                "row's own class, which nothing says. Set it to 0, or use loss.negatives=hard_only."
+            )
 
 
 def paths(config: dict[str, Any], world: int) -> Iterator[Finding]:
@@ -174,7 +279,7 @@ def paths(config: dict[str, Any], world: int) -> Iterator[Finding]:
 def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
     if not isinstance(node, dict):
         return
-    kind = str(node.get("_target_", "")).rpartition(".")[2]
+    kind = kind_of(node)
     for name, value in node.items():
         # Some sources also take the name of a data set on the hub; theirs to say whether there is one.
         on_hub = kind in ("HuggingFaceDataset", "LabeledTexts", "PairsFile") and _HUB_NAME.fullmatch(str(value))
@@ -203,11 +308,7 @@ def what_is_learned(config: dict[str, Any], world: int) -> Iterator[Finding]:
 
 def texts_alone(config: dict[str, Any], world: int) -> Iterator[Finding]:
     """A text that is its own positive teaches contrast only through the two dropout masks (SimCSE, arXiv:2104.08821)."""
-    kinds = {
-        name: str((node or {}).get("_target_", "")).rpartition(".")[2]
-        for name, node in config["data"]["sources"].items()
-    }
-    alone = [name for name, kind in kinds.items() if kind == "Texts"]
+    alone = [name for name, node in sources_of(config).items() if kind_of(node) == "Texts"]
     if alone and config["loss"] and config["backbone"].get("dropout") == 0:
         yield Regret(
             f"backbone.dropout=0: in data.sources.{alone[0]} a text is its own positive, and without dropout both have the very "
@@ -294,7 +395,7 @@ def evaluation(config: dict[str, Any], world: int) -> Iterator[Finding]:
 def tracker_packages(config: dict[str, Any], world: int) -> Iterator[Finding]:
     needs = {"WandbTracker": ("wandb", "wandb"), "TensorBoardTracker": ("tensorboard", "tensorboard")}
     for name, node in config["trackers"].items():
-        kind = str((node or {}).get("_target_", "")).rpartition(".")[2]
+        kind = kind_of(node)
         if kind in needs and not _is_installed(needs[kind][0]):
             yield Problem(
                 f"trackers.{name}: the package {needs[kind][0]} is not installed. pip install 'embedtrain[{needs[kind][1]}]'"
@@ -312,6 +413,10 @@ RULES: tuple[Rule, ...] = (
     candidates,
     accumulation,
     sources,
+    source_batches,
+    source_lengths,
+    graded,
+    examples_of_classes,
     paths,
     backbone,
     what_is_learned,

@@ -10,21 +10,20 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from embedtrain.data.late_chunking import encode_chunks
 from embedtrain.data.tokenizer import TextTokenizer
-from embedtrain.types import NO_LABEL, Relation, Role, TokenBatch, TrainingExample, text_id
+from embedtrain.types import NO_LABEL, RaggedTokens, Relation, Role, TokenBatch, TrainingExample, text_id
 
 
 def take(example: TrainingExample, positives: Sequence[int], negatives: Sequence[int]) -> TrainingExample:
-    """The example with these of its positives and hard negatives alone, and their scores."""
-    scores = example.scores
-    if scores is not None:
-        first = len(example.positives)
-        scores = tuple(scores[i] for i in positives) + tuple(scores[first + i] for i in negatives)
+    """The example with these of its positives and hard negatives alone, their scores, and their places in a document."""
+    kept = [*positives, *(len(example.positives) + i for i in negatives)]
     return replace(
         example,
         positives=tuple(example.positives[i] for i in positives),
         negatives=tuple(example.negatives[i] for i in negatives),
-        scores=scores,
+        scores=None if example.scores is None else tuple(example.scores[i] for i in kept),
+        order=None if example.order is None else tuple(example.order[i] for i in kept),
     )
 
 
@@ -40,7 +39,8 @@ def collate(
 
     `known` are, for each query, ids of all documents known to answer it, drawn or not (default: the positives that it
     brings). Scores are NaN for examples without, labels NO_LABEL. `share` is this batch's part of its step (`TokenBatch`).
-    `lengths`: by source, where its texts are cut, if not where the tokenizer cuts.
+    `lengths`: by source, where its texts are cut, if not where the tokenizer cuts. The documents of an example with an
+    `order` are read as one text.
     """
 
     def cut(source: str, role: Role) -> int | None:
@@ -56,13 +56,26 @@ def collate(
         instructions=[e.instruction for e in examples],
         max_lengths=[cut(e.source, "query") for e in examples],
     )
+    alone = [(number, text) for number, text in documents if examples[number].order is None]
     tokens, cut_documents = tokenizer.encode(
-        [text for _, text in documents],
+        [text for _, text in alone],
         role="document",
-        source=[examples[number].source for number, _ in documents],
-        instructions=[examples[number].instruction for number, _ in documents],
-        max_lengths=[cut(examples[number].source, "document") for number, _ in documents],
+        source=[examples[number].source for number, _ in alone],
+        instructions=[examples[number].instruction for number, _ in alone],
+        max_lengths=[cut(examples[number].source, "document") for number, _ in alone],
     )
+    together = [number for number, example in enumerate(examples) if example.order is not None]
+    if together:
+        whole = encode_chunks(
+            tokenizer,
+            [(*examples[number].positives, *examples[number].negatives) for number in together],
+            order=[examples[number].order or () for number in together],
+            source=[examples[number].source for number in together],
+            max_lengths=[cut(examples[number].source, "document") for number in together],
+        )
+        # Back to query by query: the stable sort keeps the documents of a query as they are.
+        owners = torch.tensor([number for number, _ in alone] + together)
+        tokens = RaggedTokens.cat([tokens, whole]).select(torch.argsort(owners, stable=True))
     scored = any(example.scores is not None for example in examples)
     labelled = any(example.label is not None for example in examples)
     relation = Relation(

@@ -51,6 +51,8 @@ class SourceIndex:
             labels.append(NO_LABEL if example.label is None else text_id(example.label))
             if example.scores is not None:
                 digest.update(repr((len(queries), example.scores)).encode())
+            if example.order is not None:
+                digest.update(repr((len(queries), example.order)).encode())
             if example.instruction is not None:
                 digest.update(repr((len(queries), example.instruction)).encode())
         arrays = {

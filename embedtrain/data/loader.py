@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from embedtrain.data.collate import collate, take
 from embedtrain.data.mixture import Mixture
-from embedtrain.data.sampling import Rows, Sampler, part
+from embedtrain.data.sampling import Rows, Sampler, part, refuse_small_batches
 from embedtrain.data.tokenizer import TextTokenizer
-from embedtrain.errors import ConfigError, EmbedtrainError
+from embedtrain.errors import EmbedtrainError
 from embedtrain.types import Teacher, TokenBatch
 
 
@@ -66,7 +66,7 @@ class StepLoader:
         self.world_size = world_size
         self.steps_per_epoch = sampler.steps_per_epoch
         self._maker = _BatchMaker(sampler, tokenizer, dict(teachers or {}))
-        self._refuse_small_batches()
+        refuse_small_batches(sampler, world_size, accumulation_steps)
 
     def __len__(self) -> int:
         """Steps of one epoch."""
@@ -114,18 +114,6 @@ class StepLoader:
         ending = multiprocessing.Event()
         atexit.register(ending.set)
         return ending
-
-    def _refuse_small_batches(self) -> None:
-        smallest, source = self.sampler.smallest_batch
-        needed = self.world_size * self.accumulation_steps
-        if smallest < needed:
-            raise ConfigError(
-                f"the smallest global batch{source and f' of data.sources.{source}'} has {smallest} rows, but {self.world_size} "
-                f"ranks x {self.accumulation_steps} micro-batches need one row each, {needed} in all. Use fewer ranks or a "
-                f"smaller training.accumulation_steps, a larger training.global_batch_size (now "
-                f"{self.sampler.global_batch_size}) or batch_size of the source (at least {2 * needed} is always enough when it "
-                "has that many rows), or data.drop_last=true."
-            )
 
 
 class _BatchMaker(Dataset):

@@ -277,6 +277,19 @@ def part(count: int, number: int, parts: int) -> slice:
     return slice(count * number // parts, count * (number + 1) // parts)
 
 
+def refuse_small_batches(sampler: Sampler, world_size: int, accumulation_steps: int) -> None:
+    """Raises ConfigError where some rank would have no row of some micro-batch."""
+    smallest, source = sampler.smallest_batch
+    needed = world_size * accumulation_steps
+    if smallest < needed:
+        raise ConfigError(
+            f"the smallest global batch{source and f' of data.sources.{source}'} has {smallest} rows, but {world_size} ranks x "
+            f"{accumulation_steps} micro-batches need one row each, {needed} in all. Use fewer ranks or a smaller "
+            f"training.accumulation_steps, a larger training.global_batch_size (now {sampler.global_batch_size}) or batch_size "
+            f"of the source (at least {2 * needed} is always enough when it has that many rows), or data.drop_last=true."
+        )
+
+
 def _offsets(sizes: Ints | list[int]) -> Ints:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 

@@ -87,14 +87,14 @@ class TextTokenizer:
 
         Raises DataError for a text of which no token is left to pool, ConfigError for a prompt that fills the maximum.
         """
-        prefixes = self._prefixes(len(texts), role, source, instructions)
+        prefixes = self.prefixes(len(texts), role, source, instructions)
         joined = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
         if not joined:
             return RaggedTokens.from_lists([], role=role), 0
         closing = self.closing_ids.get(role, [])
         limits = [(limit or self.max_length[role]) - len(closing) for limit in max_lengths or [None] * len(joined)]
-        encodings = self._encodings(joined, limits)
-        ids = [self._closed(encoding.ids) for encoding in encodings]
+        encodings = self.encodings(joined, limits)
+        ids = [self.closed(encoding.ids) for encoding in encodings]
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         if not all(ids):
             raise DataError(f"the text {joined[ids.index([])]!r} has no token in this tokenizer. Remove the row.")
@@ -108,13 +108,14 @@ class TextTokenizer:
             ids = [one + [self.hf.mask_token_id] * (self.query_augmentation - len(one)) for one in ids]
         return RaggedTokens.from_lists([one + closing for one in ids], skip, role), truncated
 
-    def _prefixes(
+    def prefixes(
         self,
         count: int,
         role: Role,
         source: str | Sequence[str] | None,
         instructions: Sequence[str | None] | None,
     ) -> list[str]:
+        """The prompt of each of `count` texts; arguments as in `encode`."""
         sources = [source] * count if source is None or isinstance(source, str) else list(source)
         if instructions is None:
             instructions = [None] * count
@@ -123,7 +124,7 @@ class TextTokenizer:
             made[key] = self.prompts.prefix(role, source=key[0], instruction=key[1])
         return [made[key] for key in zip(sources, instructions, strict=True)]
 
-    def _encodings(self, texts: Sequence[str], limits: Sequence[int]) -> list[Any]:
+    def encodings(self, texts: Sequence[str], limits: Sequence[int]) -> list[Any]:
         """The tokenizer's encoding of each text, cut at its own limit. Nearly always all limits are the same."""
         encodings: list[Any] = [None] * len(texts)
         for limit in set(limits):
@@ -147,7 +148,7 @@ class TextTokenizer:
     def _ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         return self._encode_batch(texts, max_length)["input_ids"]
 
-    def _closed(self, ids: list[int]) -> list[int]:
+    def closed(self, ids: list[int]) -> list[int]:
         """With EOS behind it, exactly once."""
         if not self.append_eos or (ids and ids[-1] == self.eos_id):
             return ids

@@ -17,6 +17,7 @@ from embedtrain.assemble import build_sources
 from embedtrain.config.build import build
 from embedtrain.config.rules import negatives_read
 from embedtrain.data.describe import describe
+from embedtrain.data.lengths import check_lengths
 from embedtrain.data.loader import StepLoader
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.sampling import Sampler
@@ -46,6 +47,7 @@ def build_loader(
 ) -> StepLoader:
     data, training = config["data"], config["training"]
     mixture = Mixture(sources=build_sources(config), batching=data["batching"], exponent=data["exponent"])
+    check_lengths(mixture.sources, encoder.tokenizer, getattr(encoder.backbone, "longest_text", None))
     refuse_unequal_data(mixture)
     sampler = Sampler(
         mixture,

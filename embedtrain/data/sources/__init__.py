@@ -2,6 +2,7 @@
 
 from embedtrain.data.sources.base import Source
 from embedtrain.data.sources.beir import BeirFolder
+from embedtrain.data.sources.chunked import ChunkedDocuments
 from embedtrain.data.sources.jsonl import JsonLines
 from embedtrain.data.sources.labeled import LabeledTexts
 from embedtrain.data.sources.pairs import PairsFile
@@ -10,6 +11,7 @@ from embedtrain.data.sources.texts import Texts
 
 __all__ = [
     "BeirFolder",
+    "ChunkedDocuments",
     "Csv",
     "HuggingFaceDataset",
     "JsonLines",

@@ -117,8 +117,12 @@ class Csv(_ArrowTable):
     def _table(self) -> pa.Table:
         csv.field_size_limit(_LONGEST_CELL)
         with self.path.open("rb") as file:
-            quoting = csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE
-            rows = csv.reader(_decoded(file, self.path), delimiter=self.delimiter, quoting=quoting, strict=True)
+            rows = csv.reader(
+                _decoded(file, self.path),
+                delimiter=self.delimiter,
+                quoting=csv.QUOTE_MINIMAL if self.has_quotes else csv.QUOTE_NONE,
+                strict=True,
+            )
             header = next(rows, [])
             if not header:
                 raise DataError(f"{self.path} is empty. Expected a first line with the names of the columns.")

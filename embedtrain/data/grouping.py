@@ -25,8 +25,10 @@ def grouped(labels: Ints, keys: RowKeys, sizes: Ints, shape: tuple[int, int], ge
     """
     classes_per_batch, per_class = shape
     groups, rest = _groups(labels, per_class, generator)
-    whole = len(groups) // classes_per_batch
-    placed, _ = spread(_group_keys(groups, labels, keys), np.full(whole, classes_per_batch), generator)
+    whole = np.full(len(groups) // classes_per_batch, classes_per_batch)
+    placed = np.empty(0, dtype=np.int64)
+    if whole.size:
+        placed, _ = spread(_group_keys(groups, labels, keys), whole, generator)
     left = generator.permutation(np.setdiff1d(np.arange(len(groups)), placed))
     order = np.concatenate([groups[placed].ravel(), groups[left].ravel(), rest])
     return order[: int(sizes.sum())]

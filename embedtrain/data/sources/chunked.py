@@ -36,7 +36,9 @@ class ChunkedDocuments(Source):
     def _read(self, row: int) -> TrainingExample:
         values = self.lines.json(row)
         query, chunks, answer = values.get("query"), values.get("chunks"), values.get("answer")
-        if not isinstance(query, str) or not _are_texts(chunks) or answer not in range(len(chunks)):
+        if not (isinstance(query, str) and _are_texts(chunks) and isinstance(answer, int)) or answer not in range(
+            len(chunks)
+        ):
             raise DataError(
                 f"{self.where}, line {self.lines.number(row)}: expected a query, chunks (a list of texts) and answer, the number "
                 f"of the chunk that answers, from 0; got {str(values)[:200]}."

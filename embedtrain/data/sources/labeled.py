@@ -11,6 +11,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from embedtrain.data.draws import Ints
+from embedtrain.data.index import check
 from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.classes import Classes
 from embedtrain.data.sources.pairs import PairsFile
@@ -125,8 +126,12 @@ class LabeledTexts(Source):
         labels: list[str] = []
         texts: list[int] = []
         for example in self.rows:
+            check(example)
             if example.label is None:
-                raise DataError(f"{example.row}: {self.label_column} is empty. Expected the class of the text.")
+                raise DataError(
+                    f"{example.row}: {self.label_column} is missing or empty. Expected the class of the text. Is it in another "
+                    "column? label=<column>"
+                )
             labels.append(example.label)
             texts.append(text_id(example.query))
         classes = Classes.of(labels, texts)

@@ -111,3 +111,36 @@ def test_a_wrong_type_names_row_and_column(values, message):
 def test_scores_must_be_numbers():
     with pytest.raises(DataError, match=r"f:3: s holds str 'high'. Expected a number"):
         example({"q": "a", "p": "b", "s": "high"}, scores="s")
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [("card lost", "card lost"), (7, "7"), (3.0, "3"), (0.5, "0.5"), (None, None), ("", None), (float("nan"), None)],
+)
+def test_a_class_is_text_or_a_number_or_none(cell, label):
+    assert example({"q": "a", "p": "b", "intent": cell}, label="intent").label == label
+
+
+@pytest.mark.parametrize("cell", [True, ["a"], {"name": "a"}])
+def test_a_class_of_another_type_is_refused(cell):
+    with pytest.raises(DataError, match=r"f:3: intent is .* Expected the class of the row"):
+        example({"q": "a", "p": "b", "intent": cell}, label="intent")
+
+
+@pytest.mark.parametrize(
+    ("present", "way_out"),
+    [
+        ("query document label", "the class of the row, it belongs into the mapping as label: label"),
+        ("query document labels", "the class of the row, it belongs into the mapping as label: labels"),
+        ("sentence1 sentence2 score", "the grade of the pair, it belongs into the mapping as scores: score"),
+    ],
+)
+def test_a_column_that_may_be_a_label_is_never_guessed_and_the_ways_out_are_named(present, way_out):
+    with pytest.raises(DataError, match=way_out):
+        Columns.recognised(present.split(), "f")
+
+
+def test_label_and_what_is_read_are_said():
+    columns = Columns.given({"query": "q", "positives": "q", "label": "c"}, ["q", "c", "x"], "f")
+    assert columns.describe() == "query <- q; positives <- q; label <- c; not read: x"
+    assert columns.used == ["q", "c"]

@@ -98,6 +98,37 @@ def test_the_two_parts_of_held_out_share_no_text(tmp_path):
         JsonLines(path=path, held_out={"share": 0.1, "part": "test"})
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved dataset"])
+def test_every_format_reads_a_class(kind, tmp_path):
+    rows = [{"query": f"q{n}", "positive": f"p{n}", "intent": n % 2} for n in range(4)]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        path.write_text("query,positive,intent\n" + "".join(f"q{n},p{n},{n % 2}\n" for n in range(4)), "utf-8")
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        import datasets
+
+        datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    source = PairsFile(path=str(path), columns={"query": "query", "positives": "positive", "label": "intent"})
+    assert [row.label for row in source] == ["0", "1", "0", "1"]
+    assert len(set(source.index.label_ids.tolist())) == 2
+    unlabelled = PairsFile(path=str(path), columns={"query": "query", "positives": "positive"})
+    assert unlabelled.fingerprint != source.fingerprint
+
+
+def test_quotation_marks_are_syntax_in_csv_and_text_in_tsv(tmp_path):
+    (tmp_path / "f.csv").write_text('query,answer\n"a, ""b""",c\n', "utf-8")
+    (tmp_path / "f.tsv").write_text('query\tanswer\n"a" b\t"c\n', "utf-8")
+    assert facts(Csv(path=str(tmp_path / "f.csv")))[0][:2] == ('a, "b"', ("c",))
+    assert facts(Csv(path=str(tmp_path / "f.tsv")))[0][:2] == ('"a" b', ('"c',))
+    (tmp_path / "f.tsv").write_text("query\tanswer\na\tb\tc\n", "utf-8")
+    with pytest.raises(DataError, match=r"line 2: 3 cells.* or write a \.csv"):
+        len(Csv(path=str(tmp_path / "f.tsv")))
+
+
 # ------------------------------------------------------------------------------------------------- bad input
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from embedtrain.data.chunking import chunks
+from embedtrain.data.late_chunking import encode_chunks
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.errors import ConfigError
 from embedtrain.pooling.learned_tokens import LearnedTokensPooling
@@ -156,6 +157,8 @@ class Encoder(nn.Module):
         read: Any = hidden if getattr(head, "needs_layers", False) else hidden[-1]
         pooled = head((read, routing) if getattr(head, "needs_router", False) else read, tokens)
         offsets = pooled.offsets if isinstance(pooled, Embeddings) else None
+        if tokens.span_offsets is not None:
+            offsets = self._chunk_offsets(head, tokens)
         values = (pooled.values if isinstance(pooled, Embeddings) else pooled).float()
         normalize = self.unit_length and not _as_is(head)
         with torch.autocast(self.device.type, enabled=False):
@@ -164,6 +167,15 @@ class Encoder(nn.Module):
             if normalize:
                 values = F.normalize(values, dim=-1)  # a zero vector stays zero
         return Embeddings(values, normalize, offsets)
+
+    @staticmethod
+    def _chunk_offsets(head: nn.Module, tokens: RaggedTokens) -> Tensor | None:
+        if not getattr(head, "reads_spans", False):
+            raise ConfigError(
+                f"pooling: {type(head).__name__} cannot embed the chunks of a document that is read as a whole (late chunking). "
+                "Use mean or max."
+            )
+        return tokens.span_offsets
 
     def encode(
         self,
@@ -218,6 +230,27 @@ class Encoder(nn.Module):
         ):
             order.append(index)
             parts.append(embeddings)
+        return Embeddings.cat(parts).select(torch.argsort(torch.cat(order)))
+
+    @torch.no_grad()
+    def encode_chunks(
+        self,
+        documents: Sequence[Sequence[str]],
+        *,
+        source: str | None = None,
+        chunk_tokens: int = 16384,
+    ) -> Embeddings:
+        """Late chunking: each document is read as a whole and has a vector for each of its chunks; in order, on the CPU.
+
+        Raises ConfigError for a pooling that cannot, DataError for a chunk beyond the maximum length.
+        """
+        half = self.encode_dtype
+        parts, order = [], []
+        with evaluating(self), nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
+            tokens = encode_chunks(self.tokenizer, documents, source=source)
+            for index in chunks(tokens.lengths, chunk_tokens):
+                parts.append(self(tokens.select(index), views=False).map(Tensor.cpu))
+                order.append(index)
         return Embeddings.cat(parts).select(torch.argsort(torch.cat(order)))
 
     @torch.no_grad()

@@ -51,6 +51,7 @@ class TrainingExample:
     scores: tuple[float, ...] | None = None  # a teacher's, aligned with positives + negatives
     instruction: str | None = None  # the task, where the row brings its own
     label: str | None = None  # class of the query and its positives, where the data has classes
+    order: tuple[int, ...] | None = None  # positives + negatives are chunks of one document: the place of each in it
     source: str = ""  # name of the source in the mixture
     row: str = ""  # where it came from, for messages: "pairs.jsonl:17"
 
@@ -60,6 +61,7 @@ class RaggedTokens:
     """N texts as one flat run of token ids. Text n owns `ids[offsets[n]:offsets[n + 1]]`; no text is empty.
 
     `spans[n]` is the flat range of the tokens that pooling may read; it leaves out the instruction where that is asked.
+    A document that is embedded chunk by chunk but read as a whole (late chunking) has a span for each chunk.
     `offsets` and `spans` always stay on the CPU, since shapes are made from them; `ids` travels to the device.
     """
 
@@ -67,6 +69,9 @@ class RaggedTokens:
     offsets: Tensor  # [N + 1] int64, CPU
     spans: Tensor  # [N, 2] int64, CPU
     is_query: Tensor | None = None  # [N] bool, CPU, for heads that treat roles differently; None: not known
+    span_offsets: Tensor | None = (
+        None  # [N + 1] int64, CPU: text n has spans[...[n]:...[n + 1]]; None: each text has one
+    )
 
     @classmethod
     def from_lists(
@@ -106,7 +111,15 @@ class RaggedTokens:
         shift = self.offsets[index] - offsets[:-1]  # old flat position = new flat position + shift
         flat = torch.arange(int(offsets[-1])) + torch.repeat_interleave(shift, lengths)
         is_query = None if self.is_query is None else self.is_query[index]
-        return RaggedTokens(self.ids[flat.to(self.ids.device)], offsets, self.spans[index] - shift[:, None], is_query)
+        spans, span_offsets = index, None
+        if self.span_offsets is not None:
+            counts = self.span_offsets.diff()[index]
+            span_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            shift = torch.repeat_interleave(shift, counts)
+            first = torch.repeat_interleave(self.span_offsets[index] - span_offsets[:-1], counts)
+            spans = torch.arange(int(span_offsets[-1])) + first
+        ids = self.ids[flat.to(self.ids.device)]
+        return RaggedTokens(ids, offsets, self.spans[spans] - shift[:, None], is_query, span_offsets)
 
     @staticmethod
     def cat(parts: Sequence[RaggedTokens]) -> RaggedTokens:
@@ -121,7 +134,14 @@ class RaggedTokens:
             ),
             torch.cat([p.spans + s for p, s in zip(parts, starts, strict=False)]),
             None if any(p.is_query is None for p in parts) else torch.cat([p.is_query for p in parts]),  # type: ignore[misc]
+            None if all(p.span_offsets is None for p in parts) else _span_offsets(parts),
         )
+
+
+def _span_offsets(parts: Sequence[RaggedTokens]) -> Tensor:
+    """Of all texts of `parts`, some of which have one span each."""
+    counts = [torch.ones(len(p), dtype=torch.int64) if p.span_offsets is None else p.span_offsets.diff() for p in parts]
+    return torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +294,10 @@ class Embeddings:
             offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         views = {name: Embeddings.cat([part.views[name] for part in parts]) for name in first.views}
         return Embeddings(torch.cat([part.values for part in parts]), first.normalized, offsets, views)
+
+    def apart(self) -> Embeddings:
+        """Every vector as a text of its own: the chunks of a document that was embedded as a whole."""
+        return Embeddings(self.values, self.normalized, views={name: view.apart() for name, view in self.views.items()})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Embeddings:
         """`change` applied to the values, and to those of every view."""
@@ -437,7 +461,9 @@ class TokenTask:
     """
 
     texts: Mapping[str, RaggedTokens]  # what is read, by its part in the objective
-    labels: Mapping[str, RaggedTokens]  # what is to be predicted, by term: its id or NO_TARGET at the place of each token
+    labels: Mapping[
+        str, RaggedTokens
+    ]  # what is to be predicted, by term: its id or NO_TARGET at the place of each token
     targets: Mapping[str, Tensor]  # [N] int64, CPU: predictions asked for, by term
     seeds: Tensor  # [N] int64, CPU: of what is drawn in the forward pass
     rows: tuple[str, ...] = ()  # [N] where each item came from, for messages

@@ -7,6 +7,7 @@ A head says by attributes what it asks for and what it gives:
 
     needs_layers      it gets the list of all layers' states, first the embedding's
     needs_router      it gets (last states, routing weights [S, R]) of a mixture of experts
+    reads_spans       it gives a row for each span, so it can embed a document chunk by chunk (late chunking)
     reads_last_token  texts end in EOS
     output_dim        H', where it is not the hidden size
     multi_vector      it gives `Embeddings` with offsets: several vectors per text

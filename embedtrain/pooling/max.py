@@ -12,8 +12,10 @@ from embedtrain.types import RaggedTokens
 class MaxPooling(nn.Module):
     """The maximum over the pooled tokens, dimension by dimension. Ties share the gradient evenly."""
 
+    reads_spans = True
+
     def forward(self, hidden: Tensor, tokens: RaggedTokens) -> Tensor:
         flat, text = (index.to(hidden.device, non_blocking=True) for index in pooled_tokens(tokens))
         states = hidden[flat].float()
-        lowest = torch.full((len(tokens), states.shape[1]), float("-inf"), device=hidden.device)
+        lowest = torch.full((len(tokens.spans), states.shape[1]), float("-inf"), device=hidden.device)
         return lowest.scatter_reduce(0, text[:, None].expand_as(states), states, "amax")

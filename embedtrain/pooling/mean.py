@@ -11,5 +11,7 @@ from embedtrain.types import RaggedTokens
 class MeanPooling(nn.Module):
     """The average over the pooled tokens. Instruction tokens left out of the spans still shape the states they leave."""
 
+    reads_spans = True
+
     def forward(self, hidden: Tensor, tokens: RaggedTokens) -> Tensor:
         return segment_sum(hidden, tokens) / span_lengths(tokens, hidden.device)

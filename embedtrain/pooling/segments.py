@@ -1,4 +1,7 @@
-"""Sums over the pooled tokens of each text: the one primitive of the averaging heads."""
+"""Sums over the pooled tokens of each text: the one primitive of the averaging heads.
+
+Where texts have several spans (late chunking), "text" means span here: M spans of N texts.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from embedtrain.types import RaggedTokens
 def pooled_tokens(tokens: RaggedTokens) -> tuple[Tensor, Tensor]:
     """(flat positions [M] of the tokens inside the spans, the text [M] that each belongs to), both on the CPU."""
     counts = tokens.spans[:, 1] - tokens.spans[:, 0]
-    text = torch.repeat_interleave(torch.arange(len(tokens)), counts)
+    text = torch.repeat_interleave(torch.arange(len(tokens.spans)), counts)
     first = torch.cumsum(counts, 0) - counts  # position of each text's first pooled token among the M
     return torch.arange(text.numel()) - first[text] + tokens.spans[text, 0], text
 
@@ -25,7 +28,7 @@ def segment_sum(hidden: Tensor, tokens: RaggedTokens, weights: Tensor | None = N
     states = hidden.float()
     if weights is not None:
         states = states * weights.to(device, non_blocking=True)[:, None]
-    total = torch.zeros(len(tokens), states.shape[1], dtype=states.dtype, device=device)
+    total = torch.zeros(len(tokens.spans), states.shape[1], dtype=states.dtype, device=device)
     return total.index_add(0, text.to(device, non_blocking=True), states)
 
 

@@ -136,11 +136,11 @@ class ContrastiveStep:
 
     def _loss(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
         relation, queries, documents = distributed.gather_relation(batch.relation.to(self.device))
-        texts = torch.arange(len(embeddings)).split([len(batch.queries), len(batch.documents)])
+        own_queries, own_documents = _sides(embeddings, batch)
         first = sum(queries[: distributed.rank()])
         gathered = EmbeddingBatch(
-            queries=distributed.gather_embeddings(embeddings.select(texts[0]), queries),
-            documents=distributed.gather_embeddings(embeddings.select(texts[1]), documents),
+            queries=distributed.gather_embeddings(own_queries, queries),
+            documents=distributed.gather_embeddings(own_documents, documents),
             relation=relation,
             rows=slice(first, first + len(batch.queries)),
             step=step,
@@ -165,8 +165,7 @@ class ContrastiveStep:
     def _refuse_non_finite(self, output: LossOutput, embeddings: Embeddings, batch: TokenBatch, step: int) -> None:
         if not distributed.any_rank(not bool(torch.isfinite(output.loss))):
             return
-        bad = _non_finite(embeddings)
-        in_query, in_document = bad[: len(batch.queries)], bad[len(batch.queries) :]
+        in_query, in_document = (_non_finite(side) for side in _sides(embeddings, batch))
         bad_queries = set(torch.nonzero(in_query).flatten().tolist())
         bad_queries |= set(batch.relation.owner.cpu()[in_document].tolist())
         named = [batch.rows[q] or f"query {q}" for q in sorted(bad_queries)[:5]] if batch.rows else []
@@ -199,6 +198,15 @@ def _in_text_order(outputs: list[Embeddings], plan: list[_Chunk]) -> Embeddings:
     texts = torch.cat([chunk.index for chunk in plan])
     together = Embeddings.cat([output.map(Tensor.detach) for output in outputs])
     return together.select(torch.argsort(texts)).map(Tensor.requires_grad_)
+
+
+def _sides(embeddings: Embeddings, batch: TokenBatch) -> tuple[Embeddings, Embeddings]:
+    """(queries, documents) as the relation counts them: chunks of a document that was read as a whole are documents."""
+    texts = torch.arange(len(embeddings)).split([len(batch.queries), len(batch.documents)])
+    queries, documents = (embeddings.select(side) for side in texts)
+    if batch.documents.span_offsets is not None:
+        return queries.apart(), documents.apart()
+    return queries, documents
 
 
 def _gradient(values: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 # make train   set up, then train a real model on real text and prove that it got better
 # make test    set up, then lint, types and tests
+# make parity  the gradient of every loss under every mechanics, as a table in docs/parity.md
 # make setup   .venv with everything that both need, and the command .venv/bin/embedtrain
 #
 # Settings go behind: make train ARGS="run.name=mine optim.learning_rate=1e-5". Another Python: make setup PY=python3.12
@@ -10,7 +11,7 @@ SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PY ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: train test lint setup clean
+.PHONY: train test parity lint setup clean
 
 train: setup
 	HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --quiet \
@@ -19,6 +20,9 @@ train: setup
 
 test: lint
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(ARGS)
+
+parity: setup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 EMBEDTRAIN_PARITY_TABLE=docs/parity.md $(BIN)/pytest -q -n 0 tests/training/test_parity.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from torch import nn
 
 from embedtrain.assemble import build_encoder, build_sources, build_teachers
 from embedtrain.config.build import build
-from embedtrain.config.rules import uses_in_batch_negatives
+from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.outlook import Pool, pools_of, some_rows
@@ -95,7 +95,7 @@ class Plan:
     world: int
     queries_per_step: int  # where a source does not say its own
     parameters: Parameters | None
-    negatives: Negatives | None  # None: an objective contrasts nothing
+    negatives: Negatives | None  # None: nothing is contrasted
     rows: int | None
     steps_per_epoch: int | None
     steps: int | None
@@ -266,13 +266,13 @@ def plan_pool(config: Mapping[str, Any], pool: Pool, world: int) -> SourcePlan:
         rows=pool.rows,
         steps_per_epoch=pool.steps_per_epoch,
         queries_per_step=pool.queries_per_step,
-        negatives=None if config["objective"] else count_negatives(config, pool, together, world),
+        negatives=count_negatives(config, pool, together, world),
         tokens_per_step=round(pool.queries_per_step * pool.tokens),
     )
 
 
 def mean_negatives(plans: Sequence[SourcePlan]) -> Negatives | None:
-    """Over the queries of an epoch."""
+    """Over the queries of an epoch that are contrasted at all."""
     found = [(plan.negatives, plan.steps_per_epoch * plan.queries_per_step) for plan in plans if plan.negatives]
     if len(found) <= 1:
         return found[0][0] if found else None
@@ -285,8 +285,10 @@ def mean_negatives(plans: Sequence[SourcePlan]) -> Negatives | None:
     )
 
 
-def count_negatives(config: Mapping[str, Any], pool: Pool, queries: float, world: int) -> Negatives:
-    """Of one query in a micro-batch of `queries`, which `world` ranks share equally."""
+def count_negatives(config: Mapping[str, Any], pool: Pool, queries: float, world: int) -> Negatives | None:
+    """Of one query in a micro-batch of `queries`, which `world` ranks share equally. None where nothing is contrasted."""
+    if config["objective"] or not (negatives_read(config["loss"], pool.source) or pool.hard):
+        return None
     if not uses_in_batch_negatives(config["loss"], pool.source):
         return Negatives(hard=pool.hard, in_batch=0, cross_device=0)
     own, brought = queries / world, pool.positives + pool.hard

@@ -9,7 +9,9 @@ from transformers import BertConfig
 
 from embedtrain import cli
 from embedtrain.config.compose import compose_config
+from embedtrain.errors import EmbedtrainError
 from embedtrain.planning import Parameters, build_shapes, count_parameters, make_plan, model_shapes
+from tests.helpers.models import tiny_model_dir
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,76 @@ def test_check_shows_where_each_value_is_from(good: list[str], capsys: pytest.Ca
     assert "loss: # loss/infonce" in lines
     assert "optim: # default" in lines
     assert "steps 3, 3 per epoch of 50 rows" in lines
+
+
+def two_sources(good: list[str], tmp_path: Path) -> list[str]:
+    """The 50 pairs with 2 hard negatives each, and 30 graded pairs with a batch size and lengths of their own."""
+    rows = [{"query": f"a{i}", "doc": f"b{i}", "score": i % 6} for i in range(30)]
+    path = tmp_path / "graded.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [
+        *good,
+        "loss=routed",
+        "+loss@loss.losses.sts=cosent",
+        "source@data.sources.sts=jsonl",
+        f"data.sources.sts.path={path}",
+        "data.sources.sts.columns={query: query, positives: doc, scores: score}",
+        "data.sources.sts.score_range=[0,5]",
+        "data.sources.sts.batch_size=10",
+        "data.sources.sts.max_query_length=20",
+        "data.sources.sts.max_document_length=30",
+        "encoder.max_query_length=10",
+        "encoder.max_document_length=100",
+    ]
+
+
+def test_each_source_is_planned_by_its_own_settings(good: list[str], tmp_path: Path) -> None:
+    plan = make_plan(config(two_sources(good, tmp_path)), world=2)
+    pairs, sts = plan.sources["pairs"], plan.sources["sts"]
+    assert (sts.rows, sts.steps_per_epoch, sts.queries_per_step, sts.tokens_per_step) == (30, 3, 10, 10 * (20 + 30))
+    assert (pairs.steps_per_epoch, pairs.queries_per_step, pairs.tokens_per_step) == (3, 16, 16 * (10 + 3 * 100))
+    assert sts.negatives is None  # CoSENT contrasts no query with documents of others
+    assert pairs.negatives is not None
+    assert (pairs.negatives.hard, pairs.negatives.in_batch, pairs.negatives.cross_device) == (2, 7 * 3, 8 * 3)
+    assert plan.negatives == pairs.negatives
+    assert (plan.steps_per_epoch, plan.rows, plan.tokens_per_step) == (6, 80, pairs.tokens_per_step)
+    lines = plan.lines()
+    assert "  sts              3 steps per epoch of 10 queries, at most 500 tokens per step" in lines
+    assert json.loads(json.dumps(plan.as_dict()))["sources"]["pairs"]["negatives"]["total"] == 47
+
+
+def test_draws_of_a_source_are_counted_by_its_own_numbers(good: list[str]) -> None:
+    plan = make_plan(config(good, "data.sources.pairs.num_negatives=1", "data.num_negatives=2"), world=1)
+    assert plan.negatives is not None
+    assert (plan.negatives.hard, plan.negatives.in_batch) == (1, 15 * 2)
+
+
+def test_a_blended_batch_is_planned_in_the_proportions_of_an_epoch(good: list[str], tmp_path: Path) -> None:
+    overrides = ("data.batching=blended", "data.sources.sts.batch_size=null")
+    plan = make_plan(config(two_sources(good, tmp_path), *overrides), world=1)
+    assert plan.sources == {}
+    assert plan.steps_per_epoch == 5  # 80 rows in batches of 16
+    assert plan.tokens_per_step == round(16 * (50 * (10 + 3 * 100) + 30 * (20 + 30)) / 80)
+    assert plan.negatives is not None
+    assert plan.negatives.hard == pytest.approx(2 * 50 / 80)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.sources.sts.max_document_length=600", "sts.max_document_length=600: the backbone knows 128 positions"),
+        ("data.sources.sts.max_query_length=2", "sts.max_query_length=2 leaves no token for text"),
+        ("data.sources.sts.texts_per_label=5", "sts.texts_per_label=5: 30 of 30 rows have no label"),
+        ("data.sources.sts.score_range=[0,4]", "graded.jsonl:6: the score 5 is not in score_range="),
+    ],
+)
+def test_settings_of_a_source_that_its_rows_or_the_model_cannot_meet_are_refused(
+    good: list[str], tmp_path: Path, model: Path, override: str, message: str
+) -> None:
+    # A tokenizer beside the configuration, so that the encoder can be put together.
+    whole = f"backbone.name={tiny_model_dir('bert', model.parent / 'whole')}"
+    try:
+        said = make_plan(config([*two_sources(good, tmp_path), whole], override), world=1).unknown
+    except EmbedtrainError as error:
+        said = [str(error)]
+    assert message in "\n".join(said)

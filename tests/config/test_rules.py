@@ -77,3 +77,86 @@ def test_a_teacher_that_no_loss_reads_is_to_be_regretted(warnings_of: Callable[.
     assert warning in warnings_of(*teacher)
     assert warning not in warnings_of(*teacher, "loss=in_batch_kl", "loss.teacher=big")
     assert warning not in warnings_of(*teacher, "loss=stella", "loss.losses.match.teacher=big")
+
+
+# ------------------------------------------------------------------------------------------------- settings of a source
+
+STS = ("source@data.sources.sts=jsonl", "data.sources.sts.path=${data.path}")
+CLASSES = ("source@data.sources.cls=labeled_texts", "data.sources.cls.path=${data.path}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "message"),
+    [
+        (
+            ("data.sources.pairs.batch_size=2",),
+            4,
+            "data.sources.pairs.batch_size=2 gives each of 1 micro-batches 2 queries, fewer than the 4 ranks",
+        ),
+        (
+            ("data.sources.pairs.batch_size=5", "training.accumulation_steps=2"),
+            1,
+            "training.accumulation_steps=2 does not divide data.sources.pairs.batch_size=5",
+        ),
+        (
+            ("data.sources.pairs.batch_size=4", "data.batching=blended"),
+            1,
+            "data.sources.pairs.batch_size=4: with data.batching=blended a batch is of all sources",
+        ),
+        (
+            ("data.sources.pairs.texts_per_label=3",),
+            1,
+            "data.sources.pairs.texts_per_label=3: batches of this source have 8 queries, which is not 2 or more classes of 3",
+        ),
+        (
+            ("data.sources.pairs.batch_size=1", "data.sources.pairs.num_negatives=0"),
+            1,
+            "data.sources.pairs.num_negatives=0: a micro-batch has 1 query, so each query would see 1 candidate",
+        ),
+        (("data.sources.pairs.batch_sise=4",), 1, "has no key 'batch_sise'. Did you mean 'batch_size'?"),
+        (("data.sources.pairs.num_positives=two",), 1, "expected a whole number or null, got 'two'"),
+    ],
+)
+def test_what_a_source_cannot_have_is_refused(
+    overrides: tuple[str, ...], world: int, message: str, refusal_of: Callable[..., str]
+) -> None:
+    assert message in refusal_of(*overrides, world=world)
+
+
+def test_a_source_is_judged_by_the_loss_that_it_is_routed_to(warnings_of: Callable[..., list[str]]) -> None:
+    """One query with one document is nothing to a contrastive loss and enough for a graded one."""
+    alone = ("data.sources.sts.batch_size=1", "data.sources.sts.num_negatives=0")
+    routed = ("loss=routed", "+loss@loss.losses.sts=pearson")
+    warnings_of(*STS, *alone, *routed)
+    with pytest.raises(ConfigError, match=r"data\.sources\.sts\.num_negatives=0: a micro-batch has 1 query"):
+        warnings_of(*STS, *alone)
+
+
+def test_graded_pairs_under_a_contrastive_loss_are_warned_of(warnings_of: Callable[..., list[str]]) -> None:
+    scale = "data.sources.sts.score_range=[0,5]"
+    found = [w for w in warnings_of(*STS, scale) if "score_range" in w]
+    assert len(found) == 1
+    assert "also those with score 0" in found[0]
+    assert "loss=routed '+loss@loss.losses.sts=cosent'" in found[0]
+    for loss in (("loss=routed", "+loss@loss.losses.sts=cosent"), ("loss=e2rank",)):
+        assert not any("score_range" in w for w in warnings_of(*STS, scale, *loss))
+
+
+def test_a_length_above_that_of_the_model_is_warned_of(warnings_of: Callable[..., list[str]]) -> None:
+    found = warnings_of("data.sources.pairs.max_document_length=1024", "data.sources.pairs.max_query_length=64")
+    assert [w for w in found if "max_" in w] == [
+        "data.sources.pairs.max_document_length=1024: the model is evaluated and exported with "
+        "encoder.max_document_length=512, so it is trained on more of a text than it will read."
+    ]
+
+
+def test_negatives_that_may_be_of_the_same_class_are_warned_of(warnings_of: Callable[..., list[str]]) -> None:
+    def of_classes(*overrides: str) -> list[str]:
+        return [w for w in warnings_of(*CLASSES, *overrides) if w.startswith("data.sources.cls")]
+
+    assert "in-batch negatives that may be of the row's own class" in of_classes()[0]
+    assert "the hard negative of another row may be of the row's own class" in of_classes("loss=class_masked")[0]
+    assert of_classes("loss=class_masked", "data.sources.cls.num_negatives=0") == []
+    assert of_classes("loss.negatives=hard_only") == []
+    assert of_classes("data.sources.cls.form=label") == []
+    assert of_classes("loss=routed", "+loss@loss.losses.cls=online_triplet") == []

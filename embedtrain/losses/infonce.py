@@ -18,11 +18,13 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class InfoNCE(nn.Module):
-    """-log of the share of the positive in  e^(s+ / t) + sum over negatives of e^(s / t),  averaged over all queries.
+    """Picks the positive of a query out of all negatives, by a softmax over similarities.
+
+        mean over queries of  -log( e^(s+ / t) / (e^(s+ / t) + sum over negatives of e^(s / t)) )
 
     van den Oord et al. 2018 (arXiv:1807.03748); with other settings the losses of GTE, Qwen3, Jina, LLaVE, KaLM,
-    EmbeddingGemma and others. Which pairs are negatives, and which are left out, is the batch's `Relation`; exact
-    formulas are in formulas.py.
+    EmbeddingGemma and others, whose formulas are in formulas.py. Which pairs are negatives is read from ids: a document that
+    answers the query, brought by another row or twice, is none. SigmoidLoss asks of each pair by itself.
     Cost: three products per term, memory linear in the batch (contrast.py).
 
     temperature        divides the similarity
@@ -38,7 +40,7 @@ class InfoNCE(nn.Module):
     decoupled          the positive is left out of the denominator (arXiv:2110.06848)
     margin             taken off the similarity of the positive: it must win by that much (CosFace, arXiv:1801.09414)
     focal              gamma: a row counts (1 - p)^gamma, p the share of its positive (KaLM-Embedding V2: 0.5); 0: all alike
-    views              null: the embedding; or name -> weight, similarities summed: {dense: 1.0, sparse: 0.3}, where
+    views              null: the embedding; or name -> weight, similarities summed: {embedding: 1.0, sparse: 0.3}, where
                        `embedding` is the embedding itself (BGE-M3)
     query_tokens       of multi-vector embeddings: what the query's tokens find is summed (ColBERT) or averaged (BGE-M3)
     modifiers          filters and weights of negatives by name: components of losses/modifiers

@@ -19,11 +19,12 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class SigmoidLoss(nn.Module):
-    """log(1 + e^-(s+ / t + b))  +  sum over negatives of log(1 + e^(s / t + b)),  averaged over all queries.
+    """Asks of each pair by itself whether it is a positive: no softmax, so that batches may be small.
+
+        mean over queries of  log(1 + e^-(s+ / t + b)) + sum over negatives of log(1 + e^(s / t + b))
 
     SigLIP (Zhai et al. 2023, arXiv:2303.15343), whose batch has one positive per row; with several, their terms are
-    averaged. No softmax: a row is not normalised over its negatives, so batches may be small. The bias starts low because
-    almost all pairs are negatives.
+    averaged. The bias b starts low because almost all pairs are negatives. InfoNCE compares the pairs of a row instead.
     Cost: as InfoNCE, three products per term, memory linear in the batch.
 
     temperature        divides the similarity, to start from (paper: 0.1)

@@ -15,8 +15,8 @@ from embedtrain.types import RaggedTokens
 class MoeRouterPooling(nn.Module):
     """h: the last token's state in the last layer. r: its routing weights, softmax over experts, of all layers in a row.
 
-        concat   e = [h, r]                               eq. 5: similarities are led by whichever is longer
-        sum      e = [h / |h|, sqrt(alpha) r / |r|]       eq. 6: <e, e'> = cos(h, h') + alpha cos(r, r')
+        concat   e = [h, r]                               similarities are led by whichever is longer
+        sum      e = [h / |h|, sqrt(alpha) r / |r|]       <e, e'> = cos(h, h') + alpha cos(r, r')
 
     Texts end in an end-of-text token. The paper asks for the meaning by a prompt: prompts.query and prompts.document with
     an instruction before the text.

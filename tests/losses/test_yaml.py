@@ -30,13 +30,14 @@ def test_every_setting_is_listed_builds_and_trains(name):
     module, _, kind = node["_target_"].rpartition(".")
     assert set(node) - {"_target_"} == set(inspect.signature(getattr(import_module(module), kind)).parameters)
     loss = build(node)
-    prepare(loss, embedding_dim=512, teachers=dict.fromkeys(needs_of(loss).teachers, 512))
-    plain = annotated(random_batch(dim=512, negatives=(1, 2)))
+    prepare(loss, embedding_dim=768, teachers=dict.fromkeys(needs_of(loss).teachers, 512))
+    plain = annotated(random_batch(dim=768, negatives=(1, 2)))
     batch = supplied(plain, needs_of(loss))
     output = loss(batch)
     output.loss.backward()
     assert torch.isfinite(output.loss)
-    assert plain.queries.values.grad.norm() > 0
+    learning = [plain.queries.values, *(view.values for view in batch.queries.views.values())]
+    assert any(vectors.grad is not None and vectors.grad.norm() > 0 for vectors in learning)
     assert all(value.ndim == 0 and not value.requires_grad for value in output.metrics.values())
 
 

@@ -15,7 +15,7 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class EmbeddingMatch(nn.Module):
-    """Mean over texts of the distance between the student's vector y and the teacher's t of the same text.
+    """The student's vector y of a text becomes the teacher's vector t: the mean over texts of their distance.
 
         squared_l2   ||y - t||^2            LEAF (arXiv:2509.12539), EmbeddingGemma (arXiv:2509.20354, section 3)
         l2           ||y - t||              EmbedDistill (arXiv:2301.12005, eq. 7)

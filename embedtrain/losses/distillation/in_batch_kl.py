@@ -23,9 +23,10 @@ from embedtrain.types import EmbeddingBatch, LossOutput
 
 
 class InBatchKL(nn.Module):
-    """Divergence between the teacher's and the student's softmax over all documents of the batch, on all ranks.
+    """The student sees all documents of the batch, on all ranks, as the teacher sees them: two softmaxes, one divergence.
 
         p = softmax(teacher's scores / teacher_temperature)     q = softmax(similarities / temperature)
+        mean over queries of  KL(p || q)
 
     With a teacher by name p is over all documents: what other queries brought is seen as the teacher sees it, so nothing need
     be masked, and false negatives are none. UniME (arXiv:2504.17432, section 3.1) is the forward form, with one

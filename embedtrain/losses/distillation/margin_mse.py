@@ -18,7 +18,9 @@ from embedtrain.types import EmbeddingBatch, LossOutput
 
 
 class MarginMSE(nn.Module):
-    """Mean over all (query, positive, hard negative) of  ( (s+ - s-) / t - (r+ - r-) / t' )^2.
+    """The student's distance between a positive and a hard negative becomes the teacher's.
+
+        mean over (query, positive, hard negative) of  ( (s+ - s-) / t - (r+ - r-) / t' )^2
 
     s are the student's similarities, r the teacher's scores. Hofstaetter et al. 2020 (arXiv:2010.02666, eq. 8), with
     t = t' = 1 and inner products of vectors that are not normalised; SPLADE++ uses it on sparse vectors. Cosines reach from

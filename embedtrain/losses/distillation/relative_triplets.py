@@ -14,14 +14,16 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class RelativeTriplets(nn.Module):
-    """Mean over pairs of pairs (a, b) with t_a > t_b of  max(0, s_b - s_a + margin).
+    """Of two pairs of texts, the one that the teacher finds more similar is so for the student.
+
+        mean over two pairs (a, b) of  max(0, s_b - s_a + margin)  where t_a > t_b
 
     a and b are pairs of texts of the batch, t_a the teacher's similarity of such a pair and s_a the student's; the mean is
     over all C(P, 2) of the P = C(M, 2) pairs of M texts. Stella and Jasper (arXiv:2412.19048, L_resim), margin 0.015,
     times 20 there. Their code counts two pairs that the teacher finds equal as if one were above; their formula, and this
     class, leave them out. Any number of dimensions on either side. SimilarityMatrix wants the similarities themselves.
-    Cost: naively M^4. Here exact in M^2 log^2 M time and M^2 memory, by sorting (`ordered_hinge`): 1,000 texts have half
-    a million pairs. Every rank computes the whole batch.
+    Cost: M^2 log^2 M time and M^2 memory, exact, by sorting (`ordered_hinge`). Pairs of pairs one by one would be M^4, and
+    1,000 texts have half a million pairs. Every rank computes the whole batch.
 
     teacher  a name under `teachers`
     margin   by how much the student must tell the two pairs apart, in units of similarity

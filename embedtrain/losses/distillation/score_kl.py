@@ -23,7 +23,7 @@ from embedtrain.types import EmbeddingBatch, LossOutput
 
 
 class ScoreKL(nn.Module):
-    """Kullback-Leibler divergence between the teacher's and the student's softmax over each query's own documents.
+    """The student ranks a query's own documents as the teacher does: two softmaxes, one divergence.
 
         p = softmax(teacher's scores / teacher_temperature)     q = softmax(similarities / temperature)
 
@@ -32,9 +32,10 @@ class ScoreKL(nn.Module):
         symmetric   ( KL(p || q) + KL(q || p) ) / 2:  UniME-V2 with a judge's scores (arXiv:2510.13515), 0.02 for both
         js          ( KL(p || m) + KL(q || m) ) / 2,  m = (p + q) / 2:  Jensen-Shannon, at most log 2
 
-    Averaged over all queries; one that brought a single document adds 0. E5 (arXiv:2212.03533) is the forward form with a
-    cross-encoder's scores plus 0.2 InfoNCE (e5_distillation). Losses of other libraries may carry a factor
-    temperature ** 2, which is a factor on the learning rate here. Over all documents of the batch: InBatchKL.
+    Averaged over all queries; one that brought a single document adds 0. Hinton et al. 2015 (arXiv:1503.02531); E5
+    (arXiv:2212.03533) is the forward form with a cross-encoder's scores plus 0.2 InfoNCE (e5_distillation). Losses of
+    other libraries may carry a factor temperature ** 2, which is a factor on the learning rate here. Over all documents
+    of the batch: InBatchKL.
     Cost: one product per (query, own document).
 
     teacher              null: the scores of the rows; or a name under `teachers`: similarity of its embeddings

@@ -15,13 +15,16 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class SelfDistillation(nn.Module):
-    """Mean over views x of  weight_x * CE( stopgrad softmax(s_ens), softmax(s_x) ),  s_ens = sum over x of ensemble_x * s_x.
+    """Each view of the encoder learns from what all of them say together.
 
-    s_x are the similarities by view x of a query to all documents of the batch, on all ranks, divided by the temperature.
-    BGE-M3 (arXiv:2402.03216, section 3.3): ensemble 1, 0.3, 1 and weights 1, 0.1, 1 for dense, sparse and multi-vector, MaxSim
-    as a mean over the query's tokens, after the heads are warm. The paper starts with the second stage; its code after
-    `self_distill_start_step` steps, and it reads the documents of one device. `bge_m3` puts it together with the hard losses.
-    The value is the cross-entropy, so that it does not become 0 where all views agree.
+        mean over views x of  weight_x * CE( softmax(s_ens), softmax(s_x) ),   s_ens = sum over x of ensemble_x * s_x
+
+    No gradient flows into s_ens. s_x are the similarities by view x of a query to all documents of the batch, on all
+    ranks, divided by the temperature. BGE-M3 (arXiv:2402.03216, section 3.3): ensemble 1, 0.3, 1 and weights 1, 0.1, 1
+    for dense, sparse and multi-vector, MaxSim as a mean over the query's tokens, after the heads are warm. The paper
+    starts with the second stage; its code after `self_distill_start_step` steps, and it reads the documents of one
+    device. `bge_m3` puts it together with the hard losses. The value is the cross-entropy, so that it does not become 0
+    where all views agree.
     Cost: for each view, three products of all queries with all documents, MaxSim's for token vectors.
 
     ensemble      weight of each view in the teacher; `embedding` is the embedding itself

@@ -16,10 +16,13 @@ ROWS_AT_ONCE = 1024
 
 
 class SimilarityMatrix(nn.Module):
-    """Mean over all pairs of texts (i, j) of  ( y_i . y_j - t_i . t_j )^2,  y the student's vectors, t the teacher's.
+    """Two texts are as similar for the student as for the teacher.
 
-    Stella and Jasper (arXiv:2412.19048, L_sim), times 200 there. Any number of dimensions on either side, and the student's
-    space may be turned against the teacher's: EmbeddingMatch asks for more. RelativeTriplets asks for less, the order alone.
+        mean over texts i, j of  ( y_i . y_j - t_i . t_j )^2
+
+    y are the student's vectors, t the teacher's. Stella and Jasper (arXiv:2412.19048, L_sim), times 200 there. Any number
+    of dimensions on either side, and the student's space may be turned against the teacher's: EmbeddingMatch asks for
+    more. RelativeTriplets asks for less, the order alone.
     Cost: three products of the batch's texts with themselves and one of the teacher's; memory linear in the texts.
 
     teacher  a name under `teachers`

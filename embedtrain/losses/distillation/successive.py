@@ -23,7 +23,9 @@ from embedtrain.types import EmbeddingBatch, LossOutput
 
 
 class SuccessiveSoftmax(nn.Module):
-    """Sum over a query's documents i, in an order, of  w_i * -log( e^s_i / (sum over j from i on of e^s_j + N) ).
+    """A query's documents are picked one after the other, as in a draw without replacement.
+
+        sum over a query's documents i, in an order, of  w_i * -log( e^s_i / (sum over j from i on of e^s_j + N) )
 
     s = similarity / temperature; what has been picked leaves the denominator; N is the sum of e^s over all other documents
     of the batch. With `order: given, weights: teacher` it is the loss `m3_kd_loss` in the code of BGE-M3 (FlagEmbedding;

@@ -18,6 +18,7 @@ class CrossBatchMemory(nn.Module):
     Wang et al. 2020 (arXiv:1912.06798): embeddings drift slowly, so old ones still serve. All ranks remember all ranks'
     documents alike. Ids are remembered too, so a document that answers a query of today is no negative of it. The
     memory is in checkpoints.
+    Cost: that of InfoNCE with `size` more documents, whose vectors are kept; nothing is encoded again.
 
     size         documents remembered, the newest
     start_step   steps before the memory is used and filled: at first embeddings move fast

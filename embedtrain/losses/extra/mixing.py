@@ -12,14 +12,15 @@ from embedtrain.types import EmbeddingBatch
 
 
 class HardNegativeMixing:
-    """Adds mixtures of a query's hard negatives to its hard negatives (KaLM-Embedding V2, arXiv:2506.20923).
+    """Adds mixtures of a query's hard negatives to its hard negatives: no text and no forward pass behind them.
 
         pair   h = norm( l n_j + (1 - l) n_k ),   l ~ Beta(2, 2), n_j and n_k two hard negatives, drawn
         list   h = norm( sum over m of l_m n_m ), l = softmax( s(q, n_m) / temperature ) without gradient
 
-    The paper calls the weights of the list "similarity-based" and gives no temperature; it is an assumption here.
-    Gradients reach the hard negatives that were mixed. Draws are the same on all ranks. A query with fewer than two
-    hard negatives gets none.
+    KaLM-Embedding V2 (arXiv:2506.20923) calls the weights of the list "similarity-based" and gives no temperature; it is
+    an assumption here. Gradients reach the hard negatives that were mixed. Draws are the same on all ranks. A query with
+    fewer than two hard negatives gets none.
+    Cost: that of InfoNCE with `pairs + lists` more documents per query; nothing is encoded again.
 
     pairs         mixed pairs per query
     lists         1 adds the list's mixture, 0 does not

@@ -23,8 +23,14 @@ class GuideFilter:
         g(positive) - relative * |g(positive)|      a share of it
         threshold                                   CDE's surrogate (arXiv:2410.02525); there, to reach it is enough
 
-    The guide is `teacher`, a name under `teachers`. A query with several positives is compared with its best. GIST
-    filters curated hard negatives too (`curated: true`).
+    A query with several positives is compared with its best. FalseNegativeFilter asks the model in training instead.
+    Cost: one more product per block, of the guide's vectors.
+
+    teacher    the guide, a name under `teachers`
+    absolute   this much below the positive, in units of similarity; null: another limit
+    relative   this share of the positive below it; null: another limit
+    threshold  the limit itself, whatever the positive; null: another limit
+    curated    true: the row's own hard negatives may go too (GISTEmbed); false: they stay
     """
 
     turn: ClassVar[Turn] = "filter"

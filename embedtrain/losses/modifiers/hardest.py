@@ -15,6 +15,9 @@ class HardestOnly:
     """Keeps the k most similar negatives of each row and term, after filters; equals of the k-th stay as well.
 
     UniME (arXiv:2504.17432, section 3.3): k 8, after a filter of false negatives with margin 0.1.
+    Cost: a selection of k per row.
+
+    k  negatives that stay
     """
 
     turn: ClassVar[Turn] = "pick"

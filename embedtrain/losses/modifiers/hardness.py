@@ -11,11 +11,16 @@ from embedtrain.types import EmbeddingBatch
 
 
 class HardnessWeight:
-    """Weighs each negative by e^(alpha * similarity), without gradient through the weight.
+    """Harder negatives count more: each by a weight that grows with its similarity.
 
-    `negatives: all` weighs every negative of every term: LLaVE (arXiv:2503.04812), alpha 9; its code is `terms: [q2d,
-    d2q], partition: separate`, its paper q2d alone. `negatives: hard` weighs the query's own hard negatives only:
-    EmbeddingGemma (arXiv:2509.20354), alpha 5.
+        e^(s / t)  becomes  e^(alpha s) e^(s / t),  without gradient through the weight
+
+    LLaVE (arXiv:2503.04812): all negatives, alpha 9; its code is `terms: [q2d, d2q], partition: separate`, its paper q2d
+    alone. EmbeddingGemma (arXiv:2509.20354): hard negatives, alpha 5, beside a HardNegativeScope `of: own`.
+    Cost: none.
+
+    alpha      0: all alike
+    negatives  all: every negative of every term; hard: the query's own hard negatives only
     """
 
     turn: ClassVar[Turn] = "weigh"

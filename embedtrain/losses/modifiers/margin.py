@@ -16,10 +16,17 @@ from embedtrain.types import EmbeddingBatch
 class FalseNegativeFilter:
     """Takes out negatives more similar to the row than its positive by a margin: likely answers that nobody marked.
 
-    A negative goes when its similarity exceeds `positive + absolute` (Qwen3, arXiv:2506.05176, and UniME,
-    arXiv:2504.17432: 0.1) or `positive + relative * |positive|` (relative -0.05 is NV-Retriever's 95 %,
-    arXiv:2407.15831). A query with several positives is compared with its best. Curated hard negatives stay unless
-    `curated` is true.
+    With s the similarity of the model in training, a pair (row, column) goes when s(row, column) exceeds
+
+        s(positive) + absolute                  Qwen3 (arXiv:2506.05176), UniME (arXiv:2504.17432): 0.1
+        s(positive) + relative * |s(positive)|  -0.05 is the 95 % of NV-Retriever (arXiv:2407.15831)
+
+    A query with several positives is compared with its best. GuideFilter asks another model instead.
+    Cost: one comparison per pair.
+
+    absolute  in units of similarity; null: relative
+    relative  share of the positive; null: absolute
+    curated   true: the row's own hard negatives may go too; false: they stay
     """
 
     turn: ClassVar[Turn] = "filter"

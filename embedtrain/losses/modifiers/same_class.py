@@ -15,9 +15,11 @@ from embedtrain.types import NO_LABEL, EmbeddingBatch, Needs
 
 
 class SameClassFilter:
-    """Takes out negatives of the row's own class (QZhou, arXiv:2508.21632: class-masked InfoNCE for classification).
+    """Takes out negatives of the row's own class: another text of it is no negative.
 
-    A positive has the class of the query that brought it; a hard negative has none and stays.
+    QZhou (arXiv:2508.21632), for classification data. A positive has the class of the query that brought it; a hard
+    negative has none and stays, where QZhou masks one of the row's class.
+    Cost: one comparison per pair.
     """
 
     turn: ClassVar[Turn] = "filter"

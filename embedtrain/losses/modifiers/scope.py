@@ -12,11 +12,13 @@ from embedtrain.types import EmbeddingBatch
 
 
 class HardNegativeScope:
-    """Takes hard negatives out of the documents that a query is contrasted with.
+    """Says whose hard negatives a query meets; without it, those of all queries.
 
-    of: own   its own stay, those of other queries go: their positives are the in-batch negatives (SimCSE-like setups
-              keep all; GTE, arXiv:2308.03281, keeps its own)
-        none  all go: the in-batch half of F2LLM (arXiv:2510.02294), which has a term of its own for hard negatives
+    EmbeddingGemma (arXiv:2509.20354, section 3) has a query's own beside the positives of others. F2LLM
+    (arXiv:2510.02294) has no hard negative in its in-batch half, and a cross-entropy of its own for them.
+    Cost: none.
+
+    of  own: its own stay, those of other queries go; none: all go
     """
 
     turn: ClassVar[Turn] = "filter"

@@ -26,8 +26,8 @@ class LambdaLoss(PairwiseListLoss):
         ndcg_loss2     w = |1/D(|r_i - r_j|) - 1/D(|r_i - r_j| + 1)| * |G_i - G_j|
         ndcg_loss2++   w = lambda_rank + mu * ndcg_loss2
 
-    Wang et al. 2018 (CIKM, doi 10.1145/3269206.3271784). RankNet is this with w = 1. Scores are
-    relevance grades, at least 0; no gradient flows through places and weights.
+    Wang et al. 2018 (CIKM, doi 10.1145/3269206.3271784). RankNet is this with w = 1. Scores are relevance grades, at
+    least 0; no gradient flows through places and weights.
     Cost: D similarities, and C x C numbers for a query with C candidates.
 
     weighting    lambda_rank | ndcg_loss2 | ndcg_loss2++ (the paper's best)

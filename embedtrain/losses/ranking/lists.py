@@ -8,6 +8,7 @@ A list whose scores are all equal has no order to teach: it is never shown to th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +60,7 @@ class Lists:
         return both & (self.score[:, :, None] > self.score[:, None, :])
 
 
-class ListLoss(nn.Module):
+class ListLoss(nn.Module, ABC):
     """A loss over lists of scored candidates. A subclass says what one list costs, and by what the sum is divided.
 
     over  query: the candidates of each query are a list, of which this rank has its queries'; batch: all pairs of all
@@ -74,9 +75,9 @@ class ListLoss(nn.Module):
             raise ConfigError(f"loss.over: expected query or batch, got {over!r}.")
         self.over = over
 
+    @abstractmethod
     def per_list(self, lists: Lists) -> Tensor:
         """The loss of each list, [L]. Each has at least two scores that differ; L may be 0."""
-        raise NotImplementedError
 
     def divisor(self, lists: Lists) -> Tensor | float:
         """What the sum over lists is divided by, from the lists of all ranks; at least 1."""

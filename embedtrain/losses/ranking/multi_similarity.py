@@ -22,8 +22,8 @@ class MultiSimilarity(nn.Module):
 
         kept n: s(a, n) > smallest s(a, p) - epsilon;   kept p: s(a, p) < largest s(a, n) + epsilon
 
-    Wang et al. 2019 (arXiv:1904.06627). Anchors are queries and positives, each with the class of its
-    row; the mean is over all of them. OnlineTriplet picks triplets where this weighs pairs.
+    Wang et al. 2019 (arXiv:1904.06627). Anchors are queries and positives, each with the class of its row; the mean is
+    over all of them. OnlineTriplet picks triplets where this weighs pairs.
     Cost: this rank's anchors times all items, numbers and memory.
 
     alpha      of positives: 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Literal
 
 import torch.nn.functional as F
@@ -37,9 +38,9 @@ class PairwiseListLoss(ListLoss):
         """Which (i, j), i above j, [L, C, C] bool."""
         return lists.above()
 
+    @abstractmethod
     def weight(self, lists: Lists) -> Tensor | float:
         """Of each (i, j), [L, C, C], without gradient."""
-        return 1.0
 
     def divisor(self, lists: Lists) -> Tensor | float:
         return self.compared(lists).sum().clamp(min=1) if self.pairs == "mean" else super().divisor(lists)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from embedtrain.losses.ranking.lists import Lists
 from embedtrain.losses.ranking.pairwise import PairwiseListLoss
 
 
@@ -28,3 +29,6 @@ class RankNet(PairwiseListLoss):
 
     def __init__(self, *, temperature: float = 0.1, pairs: Literal["mean", "sum"] = "mean"):
         super().__init__(temperature=temperature, pairs=pairs)
+
+    def weight(self, lists: Lists) -> float:
+        return 1.0

@@ -19,9 +19,10 @@ class Triplet(nn.Module):
 
         mean over all (q, p, n) of  max(0, d(q, p) - d(q, n) + margin),   n a hard negative of q
 
-    Weinberger and Saul 2009 (JMLR 10); margins of 0.1 to 0.2 matter (Huang et al. 2020, arXiv:2006.11632, for search).
-    Every positive of a query meets each of its hard negatives; those known to answer it are left out. OnlineTriplet
-    makes triplets of the batch by class; InfoNCE with `negatives: hard_only` is the softmax form of this.
+    Weinberger and Saul 2009 (jmlr.org/papers/v10/weinberger09a); margins of 0.1 to 0.2 matter (Huang et al. 2020,
+    arXiv:2006.11632, for search). Every positive of a query meets each of its hard negatives; those known to answer it
+    are left out. OnlineTriplet makes triplets of the batch by class; InfoNCE with `negatives: hard_only` is the softmax
+    form of this.
     Cost: two distances per triplet; memory linear in the batch.
 
     margin    in units of the distance; sentence-transformers has 5, for vectors of any length

@@ -18,7 +18,9 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class LayerMatryoshka(nn.Module):
-    """full_weight * inner(batch)  +  sum over (layer, dim) of  weight * [ inner(sub) + kl_weight * KL ].
+    """Trains hidden layers, and leading dimensions of them, to be embeddings of their own, by any loss.
+
+        full_weight * inner(batch) + sum over (layer, dim) of  weight * ( inner(sub) + kl_weight * KL )
 
     `sub` is the batch pooled from hidden layer `layer` and truncated to `dim`; KL pulls it towards the full model, which
     gets no gradient from it:

@@ -12,10 +12,13 @@ from embedtrain.types import EmbeddingBatch, LossOutput
 
 
 class Matryoshka(nn.Module):
-    """sum over dims of  weight * inner(batch, truncated to dim),  for any loss `inner`.
+    """Trains the leading dimensions of an embedding to be embeddings of their own, by any loss.
 
-    Kusupati et al. 2022 (arXiv:2205.13147). Truncation puts embeddings back on the unit sphere, as a user of the
-    short vector would. Metrics: those of the largest dim, and the loss of each dim as loss_<dim>.
+        sum over dims of  weight * inner(batch, truncated to dim)
+
+    Kusupati et al. 2022 (arXiv:2205.13147). LayerMatryoshka shortens the model as well. Truncation puts embeddings back
+    on the unit sphere, as a user of the short vector would. Metrics: those of the largest dim, and the loss of each dim
+    as loss_<dim>.
     Cost: that of `inner` for each dim.
 
     inner          the loss of each dim

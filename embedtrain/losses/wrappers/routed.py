@@ -13,7 +13,9 @@ from embedtrain.types import EmbeddingBatch, LossOutput, text_id
 
 
 class Routed(nn.Module):
-    """sum over sources of  (queries of the source / all queries) * loss of the source(its part of the batch).
+    """A loss of its own for each source of a mixture.
+
+        sum over sources of  (queries of the source / all queries) * loss of the source(its part of the batch)
 
     BGE-M3 (arXiv:2402.03216), QZhou (arXiv:2508.21632), CoDiEmb (arXiv:2508.11442), F2LLM (arXiv:2510.02294): retrieval,
     STS and classification data have losses, and rules about negatives, of their own. With data.batching=one_source a batch is

@@ -13,7 +13,9 @@ from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, Needs
 
 
 class TokenGroups(nn.Module):
-    """sum over groups of  weight * inner(batch, the first q vectors of a query and the first d of a document).
+    """Matryoshka over the number of vectors: the first few token vectors are trained to be a multi-vector of their own.
+
+        sum over groups of  weight * inner(batch, the first q vectors of a query and the first d of a document)
 
     MetaEmbed (arXiv:2509.18095): nested groups (1, 1), (2, 4), (4, 8), (8, 16), (16, 64) of learnable tokens' vectors,
     weights 1, MaxSim summed over query vectors, temperature 0.03. A text with fewer vectors gives what it has. Metrics: those

@@ -8,8 +8,11 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 
 
 class View(nn.Module):
-    """inner(batch as embedded in the way called `view`): any loss on the sparse head, on a hidden layer.
+    """Any loss on another view of the encoder: the sparse head, a hidden layer.
 
+        inner(batch as embedded in the way called `view`)
+
+    InfoNCE and the losses of distillation read views by themselves; this is for those that do not, and for hidden layers.
     Cost: that of `inner`.
 
     inner   the loss

@@ -12,9 +12,12 @@ from embedtrain.types import EmbeddingBatch, LossOutput
 
 
 class WeightedSum(nn.Module):
-    """sum over names of  weight * loss(batch).
+    """Several losses of one batch, added up.
 
-    Metrics: the value of each as loss_<name>, before its weight, and its own metrics as <name>/<metric>.
+        sum over names of  weight * loss(batch)
+
+    Routed gives each source of the mixture a loss of its own instead. Metrics: the value of each as loss_<name>, before
+    its weight, and its own metrics as <name>/<metric>.
     Cost: that of the losses.
 
     losses    the losses by name; null drops one

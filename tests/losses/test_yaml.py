@@ -30,7 +30,7 @@ def test_every_setting_is_listed_builds_and_trains(name):
     module, _, kind = node["_target_"].rpartition(".")
     assert set(node) - {"_target_"} == set(inspect.signature(getattr(import_module(module), kind)).parameters)
     loss = build(node)
-    prepare(loss, embedding_dim=768, teachers=dict.fromkeys(needs_of(loss).teachers, 512))
+    prepare(loss, embedding_dim=768, teachers=dict.fromkeys(needs_of(loss).teachers, 768))
     plain = annotated(random_batch(dim=768, negatives=(1, 2)))
     batch = supplied(plain, needs_of(loss))
     output = loss(batch)

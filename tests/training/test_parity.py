@@ -130,6 +130,7 @@ def token_vectors(dim: int) -> MultiVectorPooling:
 POOLINGS = {
     "colbert": lambda: token_vectors(DIM),
     "token_groups": lambda: token_vectors(DIM),
+    "splade": SmallHead,
     "gaussian": lambda: GaussianPooling(hidden_size=DIM, dim=DIM // 2),
 }
 VIEWS = {"multi_vector": lambda: token_vectors(8)}  # any other: a small head

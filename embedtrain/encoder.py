@@ -244,6 +244,8 @@ class Encoder(nn.Module):
 
         Raises ConfigError for a pooling that cannot, DataError for a chunk beyond the maximum length.
         """
+        if not len(documents):
+            return replace(self._nothing(views=False), offsets=torch.zeros(1, dtype=torch.int64))
         half = self.encode_dtype
         parts, order = [], []
         with evaluating(self), nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):

@@ -1,4 +1,4 @@
-"""Negative KL divergence of diagonal normals as an inner product (Zamani & Bendersky 2023, arXiv:2304.14522, section 3.3).
+"""Negative KL divergence of diagonal normals as an inner product (Zamani & Bendersky 2023, arXiv:2304.14522).
 
     -KL(q || d) = phi_q . phi_d + h(q)
     phi_q = [1, var_q + mean_q^2, mean_q]

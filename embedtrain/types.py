@@ -69,9 +69,7 @@ class RaggedTokens:
     offsets: Tensor  # [N + 1] int64, CPU
     spans: Tensor  # [N, 2] int64, CPU
     is_query: Tensor | None = None  # [N] bool, CPU, for heads that treat roles differently; None: not known
-    span_offsets: Tensor | None = (
-        None  # [N + 1] int64, CPU: text n has spans[...[n]:...[n + 1]]; None: each text has one
-    )
+    span_offsets: Tensor | None = None  # [N + 1] int64, CPU: whose spans they are; None: each text has one span
 
     @classmethod
     def from_lists(

@@ -2,9 +2,9 @@
 
     x' = (x - mean) U diag(s^-1/2),   covariance = U diag(s) U^T,   the directions of the largest s first
 
-Su et al. 2021 (BERT-whitening, arXiv:2103.15316, section 3.2), Huang et al. 2021 (WhiteningBERT, arXiv:2104.01767, section
-3.3). It is linear, so it becomes the encoder's projection (together with the one that was there), and a plain Dense in the
-exported model. Keeping the first directions shortens the embedding.
+Su et al. 2021 (BERT-whitening, arXiv:2103.15316), Huang et al. 2021 (WhiteningBERT, arXiv:2104.01767). It is linear, so it
+becomes the encoder's projection (together with the one that was there), and a plain Dense in the exported model. Keeping
+the first directions shortens the embedding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Another layer than the last, or the average of several (WhiteningBERT, arXiv:2104.01767, section 3.2), then any head."""
+"""Another layer than the last, or the average of several (WhiteningBERT, arXiv:2104.01767), then any head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learned tokens (MetaEmbed, arXiv:2509.18095, section 3): a few tokens of no word, put behind a text to summarise it."""
+"""Learned tokens (MetaEmbed, arXiv:2509.18095): a few tokens of no word, put behind a text to summarise it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _LOGITS_AT_ONCE = 2**25
 class SpladePooling(nn.Module):
     """w_j = max over tokens i of log(1 + ReLU(l_ij)), l_i the language model's logits of token i. Scored by inner products.
 
-    Sum in place of max is the first version (2107.05720, eq. 2), max the second (2109.10086, eq. 6). The special tokens of
+    Sum in place of max is the first version (2107.05720), max the second (2109.10086). The special tokens of
     a text take part, and those of the vocabulary may get weights, as in the authors' code. Train with a FLOPS regulariser:
     without one nothing makes the weights sparse.
     Cost: one product of all tokens with the vocabulary, twice more in the backward; S x V logits never exist.

@@ -1,4 +1,4 @@
-"""Trainable pooling of Pooling and Attention (arXiv:2409.02727, section 3.3): a learned dictionary reads the text.
+"""Trainable pooling of Pooling and Attention (arXiv:2409.02727): a learned dictionary reads the text.
 
     S  = one row per layer, its mean over the text's tokens, + E_layer       or: the states of the text's tokens
     A  = attention(queries = LN(P), keys and values = LN(S))                 32 heads of 2048, no bias

@@ -94,6 +94,7 @@ def test_a_vector_is_the_mean_over_its_chunk_with_the_document_in_sight(tmp_path
     model.pooling = MaxPooling()
     expected = torch.stack([states[a:b].amax(0) for a, b in tokens.spans.tolist()])
     torch.testing.assert_close(model.encode_chunks(DOCUMENTS).values, torch.nn.functional.normalize(expected).detach())
+    assert len(model.encode_chunks([])) == 0
     model.pooling = ClsPooling()
     with pytest.raises(ConfigError, match=r"ClsPooling cannot embed the chunks .* Use mean or max"):
         model.encode_chunks(DOCUMENTS)

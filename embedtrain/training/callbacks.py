@@ -74,6 +74,7 @@ class Evaluate:
             weights = load_file(self.best_path)
             for name, parameter in trainer.named:
                 parameter.data.copy_(weights[name])
+            trainer.unsaved()  # the checkpoint of this step, if there is one, holds the last weights
             log.info("restored the best weights, those of step %d", self.best_step)
 
     def _run(self, trainer: Trainer, step: int) -> None:

@@ -170,6 +170,10 @@ class Trainer:
         """End training after this step, as a success."""
         self.stop_reason = reason
 
+    def unsaved(self) -> None:
+        """The weights are no longer those of the newest checkpoint: the next `save` writes them also at the same step."""
+        self._saved_at = -1
+
     def save(self, step: int) -> None:
         """Write a checkpoint; every rank waits, and every rank hears of a failure."""
         if self._saved_at == step:

@@ -8,8 +8,8 @@ import torch
 
 from embedtrain.errors import ConfigError, TrainingError
 from embedtrain.evaluation.result import EvaluationResult
-from embedtrain.training.callbacks import Evaluate, primary_score
-from embedtrain.training.checkpoint import find_checkpoint
+from embedtrain.training.callbacks import Evaluate, Save, primary_score
+from embedtrain.training.checkpoint import find_checkpoint, load_weights
 from embedtrain.training.trainer import Terminated
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import tiny_config, tiny_trainer, train_tiny, weights
@@ -133,13 +133,28 @@ def evaluating(trainer, scores, *, patience=None, every=1):
 def test_early_stop_ends_the_run_and_puts_the_best_weights_back(tmp_path):
     heads = ("encoder.projection_dim=8", "loss.learn_temperature=true")
     trainer = tiny_trainer(tiny_config(tmp_path, *heads))
-    assert {name for name, _ in trainer.named} >= {"encoder.projection.weight", "loss.log_scale"}
+    assert {name for name, _ in trainer.named} >= {"encoder.projection.weight", "loss.temperature.log_scale"}
     at = {}
     evaluate = evaluating(trainer, [0.1, 0.5, 0.4, 0.3, 0.9], patience=2)
     run = evaluate._run
     evaluate._run = lambda t, step: (at.update({step: weights(t)}), run(t, step))
     assert trainer.fit() == 4
     assert trainer.stop_reason == "no improvement for 2 evaluations (best dev/ndcg@10 50.00 at step 2)"
+    assert torch.equal(weights(trainer), at[2])
+    assert not torch.equal(at[2], at[4])
+
+
+def test_the_last_checkpoint_holds_the_best_weights_also_where_the_last_step_was_saved(tmp_path):
+    trainer = tiny_trainer(tiny_config(tmp_path))
+    at = {}
+    evaluate = evaluating(trainer, [0.1, 0.5, 0.4, 0.3], patience=2)
+    trainer.callbacks["save"] = Save(every=2)
+    run = evaluate._run
+    evaluate._run = lambda t, step: (at.update({step: weights(t)}), run(t, step))
+    trainer.save(trainer.fit())
+    checkpoint = find_checkpoint(trainer.checkpoints)
+    assert checkpoint.step == 4
+    load_weights(checkpoint, trainer.named)
     assert torch.equal(weights(trainer), at[2])
     assert not torch.equal(at[2], at[4])
 

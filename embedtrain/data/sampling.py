@@ -88,7 +88,7 @@ class Sampler:
         drop_last: bool = False,
     ) -> None:
         _check_numbers(global_batch_size, num_positives, num_negatives)
-        sources = mixture.sources.values()
+        sources = list(mixture.sources.values())
         self.mixture = mixture
         self.seed = seed
         self.global_batch_size = global_batch_size
@@ -97,6 +97,7 @@ class Sampler:
         self.batch_sizes = [_or(source.batch_size, global_batch_size) for source in sources]
         self.num_positives = [_or(source.num_positives, num_positives) for source in sources]
         self.num_negatives = [_or(source.num_negatives, num_negatives) for source in sources]
+        self.texts_per_label = [source.texts_per_label for source in sources]
         self._check_batches()
         self._pass_sizes = [
             batch_sizes(int(rows), batch, drop_last)
@@ -179,7 +180,7 @@ class Sampler:
         number = np.arange(size, dtype=np.int64)
         rows = Rows(np.full_like(number, source), number, np.full_like(number, visit))
         keys, generator = self._keys(rows), self._generator(self.mixture.names[source], visit)
-        per_label = list(self.mixture.sources.values())[source].texts_per_label
+        per_label = self.texts_per_label[source]
         if per_label is None:
             order, meeting = spread(keys, sizes, generator)
         else:
@@ -230,9 +231,9 @@ class Sampler:
     def _check_batches(self) -> None:
         """That each source fills a batch where it must, and has the classes that its batches ask for."""
         one_source = self.mixture.batching == "one_source"
-        for number, (name, source) in enumerate(self.mixture.sources.items()):
-            if source.texts_per_label is not None:
-                _check_classes(name, self.batch_sizes[number], source.texts_per_label, self.mixture.indexes[number])
+        for number, (name, per_label) in enumerate(zip(self.mixture.names, self.texts_per_label, strict=True)):
+            if per_label is not None:
+                _check_classes(name, self.batch_sizes[number], per_label, self.mixture.indexes[number])
         short = [
             f"{name} ({rows} rows, batches of {batch})"
             for name, rows, batch in zip(self.mixture.names, self.mixture.sizes, self.batch_sizes, strict=True)

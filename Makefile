@@ -1,6 +1,7 @@
 # make train   set up, then train a real model on real text and prove that it got better
 # make test    set up, then lint, types and tests
 # make parity  the gradient of every loss under every mechanics, as a table in docs/parity.md
+# make docs    write docs/losses.md and docs/pooling.md from configs/ and docstrings
 # make setup   .venv with everything that both need, and the command .venv/bin/embedtrain
 #
 # Settings go behind: make train ARGS="run.name=mine optim.learning_rate=1e-5". Another Python: make setup PY=python3.12
@@ -11,7 +12,7 @@ SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PY ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: train test parity lint setup clean
+.PHONY: train test parity lint docs setup clean
 
 train: setup
 	HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} TOKENIZERS_PARALLELISM=false $(BIN)/accelerate launch --quiet \
@@ -28,6 +29,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m docs.generator
 
 setup: $(VENV)/.ok
 

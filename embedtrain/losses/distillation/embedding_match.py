@@ -17,7 +17,7 @@ from embedtrain.types import EmbeddingBatch, LossOutput, Needs
 class EmbeddingMatch(nn.Module):
     """The student's vector y of a text becomes the teacher's vector t: the mean over texts of their distance.
 
-        squared_l2   ||y - t||^2            LEAF (arXiv:2509.12539), EmbeddingGemma (arXiv:2509.20354, section 3)
+        squared_l2   ||y - t||^2            LEAF (arXiv:2509.12539), EmbeddingGemma (arXiv:2509.20354, section 2.2)
         l2           ||y - t||              EmbedDistill (arXiv:2301.12005, eq. 7)
         cosine       1 - cos(y, t)          Stella and Jasper (arXiv:2412.19048, L_cos), times 10 there
         mse          ||y - t||^2 / E'       Reimers and Gurevych 2020 (arXiv:2004.09813)

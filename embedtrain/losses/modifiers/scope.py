@@ -14,7 +14,7 @@ from embedtrain.types import EmbeddingBatch
 class HardNegativeScope:
     """Says whose hard negatives a query meets; without it, those of all queries.
 
-    EmbeddingGemma (arXiv:2509.20354, section 3) has a query's own beside the positives of others. F2LLM
+    EmbeddingGemma (arXiv:2509.20354, section 2.2) has a query's own beside the positives of others. F2LLM
     (arXiv:2510.02294) has no hard negative in its in-batch half, and a cross-entropy of its own for them.
     Cost: none.
 

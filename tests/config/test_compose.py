@@ -89,7 +89,7 @@ def test_an_inner_component_is_swapped_and_set() -> None:
         ["loss=matryoshka", "loss@loss.inner=hardness_weighted", "loss.inner.temperature=0.3"]
     ).config
     assert config["loss"]["inner"]["temperature"] == 0.3
-    assert config["loss"]["inner"]["hardness"] is not None
+    assert list(config["loss"]["inner"]["modifiers"]) == ["hardness"]
 
 
 def test_the_config_is_plain_and_resolved(good: list[str], pairs: Path) -> None:
@@ -164,7 +164,7 @@ class TestFromRun:
 
     def test_a_swapped_group_leaves_nothing_of_the_old_option(self, run: Path) -> None:
         config = compose_config(["loss=matryoshka"], from_run=run).config
-        assert set(config["loss"]) == {"_target_", "inner", "dims", "weights"}
+        assert set(config["loss"]) == {"_target_", "inner", "dims", "weights", "dims_per_step"}
 
     def test_a_recipe_and_a_run_exclude_each_other(self, run: Path) -> None:
         with pytest.raises(ConfigError, match="choose one; either is a whole config"):

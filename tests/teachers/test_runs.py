@@ -105,7 +105,7 @@ def test_scores_of_rows_are_looked_at_before_anything_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss=in_batch_kl"], "teachers.teacher: the loss reads a teacher of this name, and there is none"),
+        (["loss=in_batch_kl"], "the loss reads the teacher teacher, but the run has none"),
         (
             [
                 "loss=leaf",

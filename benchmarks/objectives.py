@@ -70,12 +70,8 @@ CONTRASTIVE: dict[str, tuple[str, ...]] = {
     "gte": ("loss=gte", T),
     "hardness_weighted": ("loss=hardness_weighted", T),
     "focal": ("loss=infonce", T, "loss.focal=0.5"),
-    "kalm_v2 (focal and mixing)": ("loss=kalm_v2", T),
-    "qwen3 (margin filter)": ("loss=qwen3", T),
     "unime (filter, 8 hardest)": ("loss=unime", T),
     "gist (guide)": ("loss=gist", T, *taught("guide")),
-    "decoupled": ("loss=decoupled", T),
-    "margin 0.1": ("loss=infonce", T, "loss.margin=0.1"),
     "all positives, summed": ("loss=infonce", T, "loss.positives=summed", "data.num_positives=3"),
     "sigmoid": ("loss=sigmoid",),
     "cross_batch_memory": ("loss=cross_batch_memory", T, "loss.extra.memory.start_step=10"),
@@ -91,20 +87,13 @@ CONTRASTIVE: dict[str, tuple[str, ...]] = {
     "colbert (multi-vector)": ("loss=colbert", "pooling=multi_vector", "loss.temperature=0.5"),
     "score_kl (teacher)": ("loss=score_kl", "loss.teacher=teacher", *TEACHER_KL),
     "in_batch_kl (teacher)": ("loss=in_batch_kl", *TEACHER_KL),
-    "embedding_match (teacher)": ("loss=embedding_match", *taught("teacher")),
 }
 PAIRS = json.dumps([list(pair) for pair in SUB_MODELS]).replace('"', "")
 LAYERS = ("loss.inner.temperature=0.05", "loss.kl_temperature=0.05")
 CASES = [
     *(Case("stackfaq", name, overrides) for name, overrides in CONTRASTIVE.items()),
-    *(
-        Case("planted", name, CONTRASTIVE[name])
-        for name in ("infonce", "qwen3 (margin filter)", "unime (filter, 8 hardest)", "gist (guide)")
-    ),
-    *(
-        Case("scifact", name, CONTRASTIVE[name])
-        for name in ("infonce", "hardness_weighted", "gist (guide)", "kalm_v2 (focal and mixing)")
-    ),
+    *(Case("planted", name, CONTRASTIVE[name]) for name in ("infonce", "unime (filter, 8 hardest)", "gist (guide)")),
+    *(Case("scifact", name, CONTRASTIVE[name]) for name in ("infonce", "hardness_weighted", "gist (guide)")),
     Case("layers", "infonce", CONTRASTIVE["infonce"]),
     Case("layers", "starbucks (fixed list)", ("loss=starbucks", f"loss.pairs={PAIRS}", *LAYERS)),
     Case(

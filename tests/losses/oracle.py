@@ -121,7 +121,8 @@ def infonce(
             if suspect(term, row, column, s, best, hard):
                 filtered += 1
                 continue
-            if scope and term[2] == "d" and not kinds.is_positive[column] and not (scope == "own" and hard):
+            stays = {None: True, "own": hard, "others": not hard, "none": False}[scope]
+            if term[2] == "d" and not kinds.is_positive[column] and not stays:
                 continue
             kept.append((s, hard))
         if hardest is not None:

@@ -27,6 +27,7 @@ EACH = [
     {"same_class": True},
     {"scope": "own"},
     {"scope": "none"},
+    {"scope": "others"},
     {"hardest": 2},
     {"decoupled": True},
     {"margin": 0.2},

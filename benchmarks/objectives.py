@@ -359,8 +359,8 @@ NOTES = """
 - *masked words first* gives half of its steps to words.
 - *unime* keeps eight negatives of sixty, *gist* takes out hard negatives too: both learn from fewer, which pays where false
   negatives are many. With unmarked answers planted the guide is nearer to plain InfoNCE than without; ahead it is not.
-- One seed alone on StackFAQ, then left out to save time, differences to plain InfoNCE: decoupled +0.40, qwen3 -0.96, gte -1.13, f2llm
-  -2.92, cross_batch_memory -3.79 (it starts at step 10), score_kl with a teacher -10.95.
+- One seed alone on StackFAQ, then left out to save time, differences to plain InfoNCE: decoupled +0.40, qwen3 -0.96, gte -1.13,
+  f2llm -2.92, cross_batch_memory -3.79 (it starts at step 10), score_kl with a teacher -10.95.
 - Not measured here: scores of a cross-encoder (no such model at hand), SPLADE (the student has no language-model head), BGE-M3,
   Gaussians, mixed negatives, late chunks. They are compared with their formulas, not with each other.
 """

@@ -91,9 +91,13 @@ def build_loss(name: str) -> torch.nn.Module:
     return loss
 
 
-@cache
+NODES: dict[str, Any] = {}  # composed once, and told to the ranks
+
+
 def node_of(name: str) -> dict[str, Any]:
-    return _fitted(compose_config([f"loss={name}"]).config["loss"])
+    if name not in NODES:
+        NODES[name] = _fitted(compose_config([f"loss={name}"]).config["loss"])
+    return NODES[name]
 
 
 def _fitted(node: Any) -> Any:
@@ -253,8 +257,9 @@ def compare(value: float, gradient: torch.Tensor, expected_loss: float, expected
     )
 
 
-def steps_of_rank(folder: str) -> dict[tuple[str, str, str], Found]:
+def steps_of_rank(folder: str, nodes: dict[str, Any]) -> dict[tuple[str, str, str], Found]:
     """What a rank of the group at hand gets: (loss, kernel, mechanics) -> loss and gradient, compared."""
+    NODES.update(nodes)
     torch.set_num_threads(1)
     world, rank = distributed.world_size(), distributed.rank()
     edges = [round(QUERIES * r / world) for r in range(world + 1)]
@@ -288,7 +293,8 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def matrix(folder) -> dict[int, list[dict[tuple[str, str, str], Found]]]:
-    return {world: run_ranks(steps_of_rank, world, folder, timeout=900) for world in WORLDS}
+    nodes = {name: node_of(name) for name in LOSSES}
+    return {world: run_ranks(steps_of_rank, world, folder, nodes, timeout=900) for world in WORLDS}
 
 
 @pytest.fixture(scope="module")

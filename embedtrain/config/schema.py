@@ -161,6 +161,9 @@ class TrainingConfig:
     )
     keep_checkpoints: int = setting(2, "Newest checkpoints kept; 0: all.", at_least=0)
     early_stop: EarlyStopConfig = _part(EarlyStopConfig)
+    refresh: dict[str, Any] = setting(
+        {}, "Component: when the miner looks for negatives again; {}: once, before the first step."
+    )
     callbacks: dict[str, Any] = setting({}, "More callbacks by name: components.")
     strict: bool = setting(False, "Treat every warning about the configuration as an error.")
 
@@ -232,6 +235,9 @@ class Config:
         {}, "Models that a loss learns from, by name: components of embedtrain.teachers."
     )
     objective: dict[str, Any] = setting({}, "Component: token states -> a number; takes the place of the loss.")
+    miner: dict[str, Any] = setting(
+        {}, "Component: finds hard negatives, before and during training and for `embedtrain mine`; {}: those of the rows."
+    )
     encoder: EncoderConfig = _part(EncoderConfig)
     prompts: PromptsConfig = _part(PromptsConfig)
     data: DataConfig = _part(DataConfig)

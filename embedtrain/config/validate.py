@@ -31,6 +31,8 @@ COMPONENTS: dict[str, frozenset[str]] = {
     "pooling": OFFERED_TO_POOLING,
     "loss": frozenset(),
     "objective": frozenset({"encoder"}),
+    "miner": frozenset(),
+    "training.refresh": frozenset(),
 }
 COLLECTIONS: dict[str, frozenset[str]] = {
     "encoder.views": OFFERED_TO_POOLING,
@@ -162,7 +164,11 @@ def _components(config: dict[str, Any]) -> Iterator[str]:
     if _waits_for_path(config):
         yield "data.path: required, and not set. It names the file or folder to train on: data.path=pairs.jsonl"
     for key, runtime in COMPONENTS.items():
-        yield from _component(config.get(key), key, allow, runtime, required=_is_required(key, config))
+        try:
+            node = get(config, key)
+        except (KeyError, TypeError):
+            continue  # said by _frame
+        yield from _component(node, key, allow, runtime, required=_is_required(key, config))
     for key, runtime in COLLECTIONS.items():
         try:
             named = get(config, key)
@@ -179,8 +185,8 @@ def _components(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_required(key: str, config: dict[str, Any]) -> bool:
-    """A run trains by a loss or by an objective."""
-    return key not in ("loss", "objective") or (key == "loss" and not config.get("objective"))
+    """A run has a backbone and a pooling, and trains by a loss or by an objective."""
+    return key in ("backbone", "pooling") or (key == "loss" and not config.get("objective"))
 
 
 def _component(

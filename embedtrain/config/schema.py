@@ -108,6 +108,9 @@ class DataConfig:
     num_negatives: int | None = setting(
         None, "Hard negatives taken per query (K); null: all that the row has.", at_least=0
     )
+    neighbourhoods: dict[str, Any] = setting(
+        {}, "Component: rows that are alike make a batch; {}: batches are drawn at random."
+    )
     drop_last: bool = setting(False, "Leave out the queries that do not fill the last batch of an epoch.")
     num_workers: int = setting(
         1, "Processes per rank that read and tokenize; 0: the training process itself.", at_least=0

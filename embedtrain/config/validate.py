@@ -32,6 +32,7 @@ COMPONENTS: dict[str, frozenset[str]] = {
     "loss": frozenset(),
     "objective": frozenset({"encoder"}),
     "miner": frozenset(),
+    "data.neighbourhoods": frozenset(),
     "training.refresh": frozenset(),
 }
 COLLECTIONS: dict[str, frozenset[str]] = {

@@ -20,7 +20,7 @@ train: setup
 		train.py recipe=quickstart $(ARGS)
 
 test: lint
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 parity: setup
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 EMBEDTRAIN_PARITY_TABLE=docs/parity.md $(BIN)/pytest -q -n 0 tests/training/test_parity.py

@@ -46,8 +46,8 @@ from embedtrain.types import (
 from tests.helpers.models import tiny_model_dir
 from tests.helpers.ranks import run_ranks
 
-# The fixture computes the whole matrix: on a busy machine of two cores in more than the usual five minutes.
-pytestmark = [pytest.mark.timeout(1000), pytest.mark.xdist_group("parity")]  # in one worker, or it is computed twice
+# The fixture computes the whole matrix, once for the file: on a busy machine of two cores in more than the usual five minutes.
+pytestmark = pytest.mark.timeout(1000)
 
 ASKED = [name for name in os.environ.get("EMBEDTRAIN_PARITY_LOSSES", "").split(",") if name]
 LOSSES = ASKED or sorted(path.stem for path in (ROOT / "configs" / "loss").glob("*.yaml"))

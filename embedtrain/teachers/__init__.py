@@ -2,7 +2,7 @@
 
     online    a frozen model beside the student: its own tokenizer in the loader's workers, its own forward pass in the step
     cached    vectors that `embedtrain teach` has written to a store on disk; nothing is encoded while training
-    store     that store: shards of vectors under sorted keys, memory-mapped, written so that a kill leaves nothing half
+    fill      writes it: shards of vectors under sorted keys (`embedtrain.store`)
 
 A teacher works in two halves (`embedtrain.types.Teacher`): `prepare` in a worker process, `embed` in the step. Neither its
 weights nor its state are the run's: no optimizer sees them, no checkpoint holds them, no worker gets them.

@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embedtrain import distributed
 from embedtrain.data.prompts import Prompts
 from embedtrain.errors import ConfigError, DataError
+from embedtrain.store.manifest import Manifest, Numbers
+from embedtrain.store.ranks import on_main
+from embedtrain.store.reader import VectorStore
 from embedtrain.teachers.online import OnlineTeacher
-from embedtrain.teachers.store import Manifest, Numbers, VectorStore
 from embedtrain.teachers.texts import RoleTexts, texts_of
 from embedtrain.types import TeacherInput, TrainingExample
 
@@ -51,7 +52,7 @@ class CachedTeacher:
     def store(self) -> VectorStore:
         """Raises ConfigError where nothing has been written yet."""
         try:
-            return VectorStore(self.path)
+            return VectorStore(self.path, command="`embedtrain teach`")
         except ConfigError as error:
             raise ConfigError(f"teachers.{self.name}.store: {error} {self._command}") from None
 
@@ -73,8 +74,8 @@ class CachedTeacher:
 
     def load(self, device: torch.device | str) -> None:
         """Refuses a store of another model, and shards that are cut short. Once per run, before the first step."""
-        if self.filled_by is not None and distributed.is_main():
-            self.store.manifest.refuse_other(self.manifest(), self.path)
+        if self.filled_by is not None:
+            on_main(lambda: self.store.manifest.refuse_other(self.manifest(), self.path))
         _ = self.store.shards
 
     def prepare(self, examples: Sequence[TrainingExample]) -> TeacherInput:

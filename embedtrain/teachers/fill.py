@@ -10,9 +10,12 @@ import torch
 from tqdm import tqdm
 
 from embedtrain import distributed
+from embedtrain.store.manifest import start_store
+from embedtrain.store.ranks import on_main
+from embedtrain.store.reader import VectorStore
+from embedtrain.store.writer import StoreWriter
 from embedtrain.teachers.cached import CachedTeacher
 from embedtrain.teachers.online import OnlineTeacher
-from embedtrain.teachers.store import StoreWriter, VectorStore
 from embedtrain.teachers.texts import RoleTexts, texts_of
 from embedtrain.types import TrainingExample
 
@@ -37,10 +40,8 @@ def fill(
     a killed call has written stays and is not encoded again. Raises DataError where the store is of another teacher.
     """
     rank, world = distributed.rank(), distributed.world_size()
-    manifest = teacher.manifest()
-    writer = StoreWriter(teacher.path, manifest, rank)
-    writer.start()
-    distributed.barrier()  # the manifest is there
+    on_main(lambda: start_store(teacher.path, teacher.manifest()))
+    writer = StoreWriter(teacher.path, teacher.numbers)
     store, online = VectorStore(teacher.path), teacher.filled_by
     assert online is not None
     seen: set[int] = set()
@@ -49,7 +50,7 @@ def fill(
     with bar as progress:
         for block in _blocks(examples):
             for texts in texts_of(block):
-                keys = texts.keys(online.tokenizer.prompts)
+                keys = texts.keys(online.tokenizer.prompts).tolist()
                 own = {key: place for place, key in enumerate(keys) if key % world == rank and key not in seen}
                 seen.update(own)
                 there = store.has(list(own))
@@ -69,7 +70,7 @@ def _encode(
 ) -> None:
     if not online.loaded:
         online.load(device)
-    writer.add(keys, online.encode(online.tokens(texts)).cpu().numpy())
+    writer.add(keys, online.encode(online.tokens(texts)).cpu().numpy(), texts.texts)
 
 
 def _blocks(examples: Iterable[TrainingExample]) -> Iterator[list[TrainingExample]]:

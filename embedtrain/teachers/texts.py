@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from embedtrain.data.draws import Ints
 from embedtrain.data.prompts import PLACEHOLDER, Prompts
-from embedtrain.types import Role, TrainingExample, text_id
+from embedtrain.store.keys import text_keys
+from embedtrain.types import Role, TrainingExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,9 @@ class RoleTexts:
         wanted = PLACEHOLDER in prompts.template(self.role)
         return [instruction if wanted else None for instruction in self.instructions]
 
-    def keys(self, prompts: Prompts) -> list[int]:
-        """The identity of each text in a store: xxh3 of role, prompt and text."""
-        pairs = zip(self.prefixes(prompts), self.texts, strict=True)
-        return [text_id(f"{self.role}\x00{prefix}\x00{text}") for prefix, text in pairs]
+    def keys(self, prompts: Prompts) -> Ints:
+        """[N] what each text is called in a store."""
+        return text_keys(self.role, self.prefixes(prompts), self.texts)
 
 
 def texts_of(examples: Sequence[TrainingExample]) -> tuple[RoleTexts, RoleTexts]:

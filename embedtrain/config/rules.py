@@ -5,31 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from embedtrain.config.findings import Finding, Problem, Regret, Rule, kind_of
+from embedtrain.config.mining_rules import MINING_RULES
+
 # owner/name, and no file name
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.gz)(?<!\.csv)(?<!\.tsv)(?<!\.parquet)")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What was asked for and cannot be had."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Regret:
-    """What works, and what the user may come to regret."""
-
-    text: str
-
-
-Finding = Problem | Regret
-Rule = Callable[[dict[str, Any], int], Iterator[Finding]]
 
 
 def relations(config: dict[str, Any], world: int) -> tuple[list[str], list[str]]:
@@ -68,11 +52,6 @@ def components(node: Any, source: str | None = None) -> Iterator[dict[str, Any]]
             inner = [(node.get("losses") or {}).get(source) or node.get("default")]
     for value in inner:
         yield from components(value, source)
-
-
-def kind_of(node: Any) -> str:
-    """The class of a component, without its module."""
-    return str((node or {}).get("_target_", "")).rpartition(".")[2]
 
 
 def negatives_read(loss: Any, source: str | None = None) -> set[str]:
@@ -427,4 +406,5 @@ RULES: tuple[Rule, ...] = (
     groups,
     evaluation,
     tracker_packages,
+    *MINING_RULES,
 )

@@ -5,8 +5,10 @@ from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.chunked import ChunkedDocuments
 from embedtrain.data.sources.jsonl import JsonLines
 from embedtrain.data.sources.labeled import LabeledTexts
+from embedtrain.data.sources.labeled_list import LabeledList
 from embedtrain.data.sources.pairs import PairsFile
 from embedtrain.data.sources.tables import Csv, HuggingFaceDataset, Parquet
+from embedtrain.data.sources.tevatron import Tevatron
 from embedtrain.data.sources.texts import Texts
 
 __all__ = [
@@ -15,9 +17,11 @@ __all__ = [
     "Csv",
     "HuggingFaceDataset",
     "JsonLines",
+    "LabeledList",
     "LabeledTexts",
     "PairsFile",
     "Parquet",
     "Source",
+    "Tevatron",
     "Texts",
 ]

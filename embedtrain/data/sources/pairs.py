@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Unpack
@@ -11,23 +10,19 @@ from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.columns import ColumnNames
 from embedtrain.data.sources.jsonl import JsonLines
-from embedtrain.data.sources.tables import Csv, HuggingFaceDataset, Parquet, is_saved_dataset
-from embedtrain.errors import ConfigError, DataError
+from embedtrain.data.sources.labeled_list import LabeledList
+from embedtrain.data.sources.opening import names_of, open_rows
+from embedtrain.data.sources.tevatron import Tevatron
+from embedtrain.errors import ConfigError
 from embedtrain.types import TrainingExample
-
-_BY_SUFFIX: dict[str, type[JsonLines] | type[Csv] | type[Parquet]] = {
-    ".jsonl": JsonLines,
-    ".jsonl.gz": JsonLines,
-    ".csv": Csv,
-    ".tsv": Csv,
-    ".parquet": Parquet,
-}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class PairsFile(Source):
     """Rows of a JSONL, CSV, TSV or Parquet file, a BEIR folder, a folder of Parquet files or of `save_to_disk`, or, where
     there is no such path, a data set on the Hugging Face hub. Takes the `train` split where there are several.
+
+    The rows of Tevatron (a folder of train.jsonl and corpus.jsonl, or a file with its keys) and lists of labelled documents
+    (columns documents and labels) are known by their look as well.
 
     path      what to read
     columns   role -> column or columns (null = recognised by name)
@@ -62,24 +57,24 @@ class PairsFile(Source):
 
 
 def _open(path: str, columns: Mapping[str, ColumnNames | None] | None) -> Source:
-    found = Path(path).expanduser()
-    suffix = "".join(found.suffixes[-2:]) if found.suffix == ".gz" else found.suffix
-    if not found.is_dir() and suffix in _BY_SUFFIX:
-        return _BY_SUFFIX[suffix](path=path, columns=columns)
-    if is_saved_dataset(found):
-        return HuggingFaceDataset(path=path, columns=columns)
-    if (found / "qrels").is_dir():
-        if columns is not None:
-            raise ConfigError(
-                f"columns={dict(columns)}: {path} is a BEIR folder, whose keys are fixed. Leave columns out."
-            )
+    folder = Path(path).expanduser()
+    if (folder / "qrels").is_dir():
+        _refuse(columns, f"{path} is a BEIR folder")
         return BeirFolder(path=path)
-    if found.is_dir() and any(found.glob("*.parquet")):
-        return Parquet(path=path, columns=columns)
-    if not found.exists() and _HUB_NAME.fullmatch(path):
-        return HuggingFaceDataset(path=path, columns=columns)
-    raise DataError(
-        f"{path} {'is of no known format' if found.exists() else 'does not exist'}. Expected a file ending in "
-        f"{', '.join(_BY_SUFFIX)}, a BEIR folder (with qrels/), a folder of *.parquet files, a folder written by "
-        "save_to_disk, or the name of a data set on the Hugging Face hub (owner/name)."
-    )
+    if (folder / "train.jsonl").is_file() and (folder / "corpus.jsonl").is_file():
+        _refuse(columns, f"{path} is a folder of Tevatron")
+        return Tevatron(path=path)
+    rows = open_rows(path, columns)
+    # The name of a data set on the hub says nothing of its columns until it is loaded, which waits for the first row.
+    if columns is None and folder.exists():
+        names = names_of(rows)
+        if isinstance(rows, JsonLines) and Tevatron.knows(names):
+            return Tevatron(path=path)
+        if LabeledList.knows(names):
+            return LabeledList(path=path)
+    return rows
+
+
+def _refuse(columns: Mapping[str, ColumnNames | None] | None, what: str) -> None:
+    if columns is not None:
+        raise ConfigError(f"columns={dict(columns)}: {what}, whose keys are fixed. Leave columns out.")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtrain.distributed import rank, world_size
-from embedtrain.evaluation.search import merge_over_ranks, top_k
+from embedtrain.evaluation.search import BestSoFar, merge_over_ranks, top_k
 from tests.helpers.ranks import run_ranks
 
 
@@ -108,3 +108,31 @@ def test_more_ranks_than_documents():
     queries, documents = whole_numbers(3, 4, high=2, seed=1), whole_numbers(2, 4, high=2, seed=2)
     for _, indices in run_ranks(search_share, 4, queries, documents, 5):
         assert torch.equal(indices, slow_top_k(queries, documents, 5))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 600),
+    st.integers(1, 200),
+    st.integers(1, 30),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_rows_that_fill_up_lose_nothing(num_queries, num_documents, chunk, k, better_and_better, seed):
+    """Documents that come in rising order all pass, and rows are cut again and again; others hardly ever pass."""
+    queries, documents = (whole_numbers(n, 3, high=9, seed=seed + n) for n in (num_queries, num_documents))
+    if better_and_better:
+        documents = documents[(documents @ queries[0]).argsort()]
+    scores, indices = top_k(queries, documents.split(chunk), k, query_block=3)
+    assert torch.equal(indices, slow_top_k(queries, documents, k))
+    assert torch.equal(scores, (queries @ documents.T).gather(1, indices))
+
+
+def test_documents_without_a_score_fill_the_last_places():
+    """A text without vectors has MaxSim -inf, and is still a document."""
+    best = BestSoFar(1, 3, torch.device("cpu"))
+    best.add(torch.tensor([[-torch.inf, -torch.inf]]), 0, 0)
+    best.add(torch.tensor([[-torch.inf, 1.0, -torch.inf]]), 0, 2)
+    best.add(torch.tensor([[-torch.inf]]), 0, 5)
+    assert best.result(6)[1].tolist() == [[3, 0, 1]]

@@ -67,6 +67,10 @@ def open_shard(path: Path, dim: int, numbers: str, remedy: str) -> Shard:
     """Raises DataError, ending in `remedy`, for a file that is cut short or does not hold vectors [n, dim] of `numbers`."""
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is not there. A store lies on a disk that all ranks share; name another folder."
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise DataError(f"{path}: cannot be read ({error}). {remedy}") from error
     try:

@@ -75,6 +75,11 @@ def test_what_was_cut_short_can_be_written_again(tmp_path):
     np.testing.assert_array_equal(VectorStore(path).find([1, 2, 3, 4])[0], vectors([1, 2, 3, 4]))
 
 
+def test_a_shard_that_another_rank_wrote_elsewhere_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"shard-gone\.safetensors is not there\. .*a disk that all ranks share"):
+        VectorStore(filled(tmp_path / "s"), shards=["shard-gone.safetensors"]).has([1])
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

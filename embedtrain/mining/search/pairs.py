@@ -22,15 +22,16 @@ def bytes_per_pair(dim: int) -> int:
     return 48 * dim + 64
 
 
-def pair_scores(
-    request: SearchRequest, queries: Ints, documents: Ints, *, pairs_at_once: int = PAIRS_AT_ONCE
-) -> Tensor:
+def pair_scores(request: SearchRequest, queries: Ints, documents: Ints, *, pairs_at_once: int | None = None) -> Tensor:
     """[n] fp32, CPU: of n pairs, by number; NaN where the document is NO_DOCUMENT.
 
-    Documents are read in their order, each block's once. Memory: 40 bytes per pair, and a block of `pairs_at_once`.
+    Documents are read in their order, each block's once. Memory: 40 bytes per pair, and a block of `pairs_at_once`, by default
+    a quarter of the cap at most.
     """
     assert request.queries is not None, "pairs are scored by vectors"
     assert request.documents is not None, "pairs are scored by vectors"
+    if pairs_at_once is None:
+        pairs_at_once = max(1, min(PAIRS_AT_ONCE, request.max_memory // 4 // bytes_per_pair(request.documents.dim)))
     scores = torch.full((len(documents),), torch.nan)
     order = np.argsort(documents, kind="stable")
     order = order[np.searchsorted(documents[order], NO_DOCUMENT, side="right") :]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from embedtrain.data.draws import Ints, expand
 from embedtrain.mining.near_duplicates import Copies, copy_id
+from embedtrain.mining.pairs import positives_of
 from embedtrain.mining.records import NO_DOCUMENT, Candidates, Found, MiningData
 
 WHY = ("positive", "the query itself", "copy of a positive", "near-duplicate of a positive")
@@ -103,10 +104,3 @@ def _reasons(data: MiningData, queries: Ints, documents: Ints, copies: Copies) -
     reasons = np.full(documents.shape, -1, dtype=np.int8)
     reasons[row, column] = why
     return reasons
-
-
-def positives_of(data: MiningData, queries: Ints) -> tuple[Ints, Ints]:
-    """The positives of these queries, one after the other: whose each is (a place in `queries`), and its document."""
-    first, last = data.positive_offsets[queries], data.positive_offsets[queries + 1]
-    owner, number = expand(last - first)
-    return owner, data.positives[first[owner] + number]

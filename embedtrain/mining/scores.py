@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from embedtrain.errors import DataError
-from embedtrain.mining.records import NO_DOCUMENT, Candidates
+from embedtrain.mining.records import Candidates
 
 Against = Literal["lowest", "highest", "mean"]
 
 
 def finite_scores(candidates: Candidates) -> Tensor:
-    """[Q, M] fp64, NaN only where there is no document.
+    """[Q, M] fp64. What is out already (`kept`) may have none, NaN: no rescorer is asked about it.
 
-    Raises DataError naming query and document of a score that is not finite: NaN is neither below nor above a limit, and would
-    pass one filter and fail another.
+    Raises DataError naming query and document of a kept candidate whose score is not finite: NaN is neither below nor above a
+    limit, and would pass one filter and fail another.
     """
-    wrong = ~torch.isfinite(candidates.scores) & (candidates.documents != NO_DOCUMENT)
+    wrong = ~torch.isfinite(candidates.scores) & candidates.kept
     if wrong.any():
         row, column = (int(place) for place in torch.nonzero(wrong)[0])
         _refuse(

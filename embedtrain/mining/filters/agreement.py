@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedtrain.data.draws import Ints
 from embedtrain.errors import ConfigError, DataError
-from embedtrain.mining.exclusion import positives_of
 from embedtrain.mining.filters.percent_of_positive import PercentOfPositive
-from embedtrain.mining.records import NO_DOCUMENT, Candidates, MiningData, Rescorer
+from embedtrain.mining.pairs import kept_pairs
+from embedtrain.mining.records import Candidates, MiningData, Rescorer
 from embedtrain.mining.scores import Against
 
 
@@ -56,7 +55,7 @@ class Agreement:
 
     def prepare(self, data: MiningData, blocks: Sequence[Candidates]) -> None:
         """Has each model score all pairs of this rank, in one call on every rank, also without pairs."""
-        asked = [_pairs(block) for block in blocks]
+        asked = [kept_pairs(block) for block in blocks]
         none = np.empty(0, dtype=np.int64)
         queries, documents = (np.concatenate([none, *(pairs[side] for pairs in asked)]) for side in (0, 1))
         votes = [torch.zeros_like(block.documents) for block in blocks]
@@ -75,10 +74,9 @@ class Agreement:
         self._facts = {"candidates": self._known.numel(), "taken for negatives by": below}
 
     def _below(self, block: Candidates, scores: Tensor, name: str) -> Tensor:
-        """[Q, M] bool: kept candidates that model `name` takes for negatives. `scores`: the model's, of `_pairs`."""
+        """[Q, M] bool: kept candidates that model `name` takes for negatives. `scores`: the model's, of `kept_pairs`."""
         own = replace(
             block,
-            documents=block.documents.masked_fill(~block.kept, NO_DOCUMENT),
             scores=torch.full_like(block.scores, torch.nan).masked_scatter_(block.kept, scores),
             positive_scores=scores[int(block.kept.sum()) :],
         )
@@ -97,16 +95,6 @@ class Agreement:
 
     def facts(self) -> dict[str, object]:
         return {"models": {name: part.name for name, part in self.rescorers.items()}, **self._facts}
-
-
-def _pairs(block: Candidates) -> tuple[Ints, Ints]:
-    """(queries, documents) of what is kept, row by row, and then of all positives."""
-    row, column = (place.numpy() for place in torch.nonzero(block.kept, as_tuple=True))
-    owner, positives = positives_of(block.data, block.queries)
-    return (
-        np.concatenate([block.queries[row], block.queries[owner]]),
-        np.concatenate([block.documents.numpy()[row, column], positives]),
-    )
 
 
 def _keys(block: Candidates) -> Tensor:

@@ -20,7 +20,7 @@ class Consistency:
     The rank of a positive is 1 + the number of candidates with a higher score. Candidates are the nearest documents of the
     query besides what answers it, so that none above the positive is missing while top <= miner.depth; more is refused.
     Other positives of the query and copies of them do not push a positive down, and equal scores do not either. With a rescorer
-    its scores decide.
+    its scores decide, of those that it was asked about.
 
     top        ranks that are good enough
     positives  best: one positive must be there; every: all of them
@@ -40,7 +40,7 @@ class Consistency:
                 f"{looked_at}, or a larger miner.depth."
             )
         positive = positive_score(candidates, "highest" if self.positives == "best" else "lowest")
-        above = finite_scores(candidates) > positive[:, None]  # NaN, where there is no document, is above nothing
+        above = finite_scores(candidates) > positive[:, None]  # NaN, where there is no score, is above nothing
         return above.sum(1) < self.top
 
 

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtrain.errors import ConfigError, DataError
-from embedtrain.mining.filters import apply_filters, apply_query_filters
 from embedtrain.mining.filters.consistency import Consistency
 from embedtrain.mining.filters.margin_to_positive import MarginToPositive
 from embedtrain.mining.filters.minimum_positive import MinimumPositive
@@ -214,13 +213,15 @@ READERS = [
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_is_refused_with_its_texts(part, value: float) -> None:
     candidates = table(0)
-    row, column = torch.nonzero(candidates.documents != NO_DOCUMENT)[7].tolist()
+    row, column = torch.nonzero(candidates.kept)[7].tolist()
     candidates.scores[row, column] = value
     document = candidates.data.documents[candidates.documents[row, column]]
     with pytest.raises(
         DataError, match=rf"things: the score of a candidate is {value}: query 'query {row}', document '{document}'"
     ):
         part(candidates)
+    candidates.kept[row, column] = False
+    part(candidates)  # nobody asks about it
 
 
 @pytest.mark.parametrize(
@@ -256,62 +257,6 @@ def test_a_positive_without_a_number_is_refused_with_its_texts(part) -> None:
 def test_settings_that_make_no_sense_are_refused(make, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         make()
-
-
-# ------------------------------------------------------------------------------------------------ one after another
-
-
-def test_filters_take_out_one_after_the_other_and_count_what_was_still_there() -> None:
-    whole = table(2)
-    blocks = [part_of(whole, [0, 1, 2, 3, 4]), part_of(whole, [5, 6, 7, 8, 9, 10, 11])]
-    filters = {"late": RankRange(first=3), "low": ScoreRange(highest=0.0), "late again": RankRange(first=3)}
-    counts = apply_filters(filters, whole.data, blocks)
-    late = whole.kept & (whole.ranks >= 3)
-    low = late & (whole.scores <= 0)
-    assert torch.equal(torch.cat([block.kept for block in blocks]), low)
-    assert counts == {
-        "late": int((whole.kept & ~late).sum()),
-        "low": int((late & ~low).sum()),
-        "late again": 0,
-    }
-    assert counts["low"] > 0
-
-
-class Noting:
-    """Keeps all but the first column, and notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.seen: list[object] = []
-
-    def prepare(self, data, blocks) -> None:
-        self.seen.append(("prepare", data.source, [int(block.kept.sum()) for block in blocks]))
-
-    def __call__(self, candidates: Candidates) -> torch.Tensor:
-        self.seen.append(("call", len(candidates.queries)))
-        return candidates.ranks > 1
-
-
-def test_a_filter_that_prepares_is_told_of_all_blocks_once_after_the_filters_before_it() -> None:
-    whole = table(2)
-    blocks = [part_of(whole, [0, 2]), part_of(whole, [3, 4, 5])]
-    noting = Noting()
-    apply_filters({"late": RankRange(first=3), "noting": noting}, whole.data, blocks)
-    left = [int((block.documents >= 0).logical_and(block.kept).sum()) for block in blocks]
-    assert noting.seen == [("prepare", "things", left), ("call", 2), ("call", 3)]
-    noting.seen.clear()
-    assert apply_filters({"noting": noting}, whole.data, []) == {"noting": 0}
-    assert noting.seen == [("prepare", "things", [])]
-
-
-def test_query_filters_count_what_was_still_there() -> None:
-    whole = table(5)
-    blocks = [part_of(whole, list(range(5))), part_of(whole, list(range(5, 12)))]
-    filters = {"found": Consistency(top=2), "near": MinimumPositive(lowest=0.5)}
-    stays, counts = apply_query_filters(filters, blocks)
-    found, near = (part(whole) for part in filters.values())
-    assert torch.equal(torch.cat(stays), found & near)
-    assert counts == {"found": int((~found).sum()), "near": int((found & ~near).sum())}
-    assert min(counts.values()) > 0
 
 
 @settings(max_examples=30)

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from embedtrain import distributed
 from embedtrain.data.draws import Ints
 from embedtrain.errors import ConfigError, DataError
-from embedtrain.mining.ranks import on_main, own_queries
+from embedtrain.mining.ranks import own_queries
 from embedtrain.mining.records import NO_DOCUMENT, Found, MiningData, SearchRequest
 from embedtrain.mining.search.files import whole
+from embedtrain.store.ranks import on_main
 
 
 class BM25:

@@ -26,11 +26,12 @@ from embedtrain import distributed
 from embedtrain.data.draws import Ints
 from embedtrain.errors import ConfigError
 from embedtrain.evaluation.search import rank
-from embedtrain.mining.ranks import on_main, own_queries
+from embedtrain.mining.ranks import own_queries
 from embedtrain.mining.records import NO_DOCUMENT, Found, SearchRequest
 from embedtrain.mining.search.files import whole
 from embedtrain.mining.search.nearest import SPARE, nearest
 from embedtrain.mining.search.pairs import pair_scores
+from embedtrain.store.ranks import on_main
 
 log = logging.getLogger("embedtrain")
 

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from embedtrain.errors import DataError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file or a folder that shall be `path`. It gets its name once all of it is on the disk."""
+    """Where to write a file or a folder that shall be `path`. It gets its name once all of it is on the disk.
+
+    Raises DataError where it cannot be written, for want of space say.
+    """
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         yield unfinished
@@ -19,9 +24,13 @@ def whole(path: Path) -> Iterator[Path]:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):  # faiss has no better name for a full disk
+            raise DataError(
+                f"{path}: the index cannot be written ({error}). Make room, or set another miner.store."
+            ) from error
         raise

@@ -25,20 +25,34 @@ def bytes_per_pair(dim: int) -> int:
 def pair_scores(request: SearchRequest, queries: Ints, documents: Ints, *, pairs_at_once: int | None = None) -> Tensor:
     """[n] fp32, CPU: of n pairs, by number; NaN where the document is NO_DOCUMENT.
 
-    Documents are read in their order, each block's once. Memory: 40 bytes per pair, and a block of `pairs_at_once`, by default
-    a quarter of the cap at most.
+    Memory: 40 bytes per pair, and a block of `pairs_at_once`, by default a quarter of the cap at most.
     """
     assert request.queries is not None, "pairs are scored by vectors"
     assert request.documents is not None, "pairs are scored by vectors"
     if pairs_at_once is None:
         pairs_at_once = max(1, min(PAIRS_AT_ONCE, request.max_memory // 4 // bytes_per_pair(request.documents.dim)))
+    return inner_products_of_pairs(
+        request.queries, request.documents, queries, documents, request.device, pairs_at_once=pairs_at_once
+    )
+
+
+def inner_products_of_pairs(
+    query_vectors: Vectors,
+    document_vectors: Vectors,
+    queries: Ints,
+    documents: Ints,
+    device: torch.device,
+    *,
+    pairs_at_once: int = PAIRS_AT_ONCE,
+) -> Tensor:
+    """As `pair_scores`. Documents are read in their order, each block's once."""
     scores = torch.full((len(documents),), torch.nan)
     order = np.argsort(documents, kind="stable")
     order = order[np.searchsorted(documents[order], NO_DOCUMENT, side="right") :]
     for start in range(0, len(order), pairs_at_once):
         block = order[start : start + pairs_at_once]
-        left = _rows(request.queries, queries[block], request.device)
-        right = _rows(request.documents, documents[block], request.device)
+        left = _rows(query_vectors, queries[block], device)
+        right = _rows(document_vectors, documents[block], device)
         scores[torch.from_numpy(block)] = (left.double() * right.double()).sum(dim=1).float().cpu()
     return scores
 

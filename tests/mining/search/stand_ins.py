@@ -10,20 +10,7 @@ import numpy as np
 import torch
 
 from embedtrain.mining.records import NO_DOCUMENT, Found, MiningData, SearchRequest
-
-
-class Array:
-    """Vectors in memory."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values.astype(np.float32)
-        self.dim = values.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def rows(self, index) -> np.ndarray:
-        return self.values[index].copy()
+from embedtrain.mining.vectors import ArrayVectors
 
 
 def texts_only(queries: Sequence[str], documents: Sequence[str], num_searched: int | None = None) -> MiningData:
@@ -51,7 +38,7 @@ def request(
     data = texts_only(
         [f"query {i}" for i in range(len(queries))], [f"document {i}" for i in range(len(documents))], num_searched
     )
-    return SearchRequest(data, Array(queries), Array(documents), torch.device("cpu"), cap, folder)
+    return SearchRequest(data, ArrayVectors(queries), ArrayVectors(documents), torch.device("cpu"), cap, folder)
 
 
 def lexical_request(

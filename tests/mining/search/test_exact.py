@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.mining.search.exact import Exact
 from embedtrain.mining.search.plan import Costs, plan
+from embedtrain.mining.vectors import ArrayVectors
 from tests.helpers.ranks import run_ranks
-from tests.mining.search.stand_ins import Array, assert_same, joined, request, score, slow_top, unit
+from tests.mining.search.stand_ins import assert_same, joined, request, score, slow_top, unit
 
 CPU = torch.device("cpu")
 
@@ -145,7 +146,7 @@ def test_a_usual_cap_takes_a_hundred_thousand_queries_at_once():
     assert (sizes.block, sizes.tile, sizes.chunk) == (512, 1024, 16384)
 
 
-class Counted(Array):
+class Counted(ArrayVectors):
     """Remembers the most rows that were read at once."""
 
     most = 0
@@ -158,10 +159,10 @@ class Counted(Array):
 
 def test_a_small_cap_reads_few_rows_at_a_time(tmp_path):
     wanted = request(unit(200, 16, seed=0), unit(500, 16, seed=1), tmp_path, cap=200_000)
-    object.__setattr__(wanted, "documents", Counted(wanted.documents.values))
+    object.__setattr__(wanted, "documents", Counted(wanted.documents.array))
     found = Exact().top(wanted, 10)
     assert wanted.documents.most <= 210
-    assert_same(found, slow_top(wanted.queries.values, wanted.documents.values, 10))
+    assert_same(found, slow_top(wanted.queries.array, wanted.documents.array, 10))
 
 
 # -------------------------------------------------------------------------------------------------------- ranks

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedtrain.errors import ConfigError
+from embedtrain.errors import ConfigError, DataError
 from embedtrain.mining.records import NO_DOCUMENT
 from embedtrain.mining.search.exact import Exact
 from embedtrain.mining.search.faiss import FaissFlat, FaissHNSW, FaissIVF, FaissPQ
@@ -147,7 +147,9 @@ def test_nothing_half_written_keeps_the_name(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(faiss, "write_index", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(
+        DataError, match=r"flat\.faiss: the index cannot be written \(no space.* set another miner\.store"
+    ):
         FaissFlat().top(request(unit(2, 8, seed=0), unit(9, 8, seed=1), tmp_path), 3)
     assert list(tmp_path.iterdir()) == []
 

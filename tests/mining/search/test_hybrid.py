@@ -10,8 +10,9 @@ from embedtrain.mining.records import NO_DOCUMENT
 from embedtrain.mining.search.bm25 import BM25
 from embedtrain.mining.search.exact import Exact
 from embedtrain.mining.search.hybrid import Hybrid
+from embedtrain.mining.vectors import ArrayVectors
 from tests.helpers.ranks import run_ranks
-from tests.mining.search.stand_ins import Array, lexical_request, score, unit
+from tests.mining.search.stand_ins import lexical_request, score, unit
 from tests.mining.search.test_bm25 import texts
 
 
@@ -19,7 +20,7 @@ def both(folder: Path, num_searched: int = 50):
     """A request with texts and vectors."""
     folder.mkdir(exist_ok=True)
     wanted = lexical_request(texts(12, 5, seed=0), texts(60, 12, seed=1), folder, num_searched=num_searched)
-    return replace(wanted, queries=Array(unit(12, 8, seed=2)), documents=Array(unit(60, 8, seed=3)))
+    return replace(wanted, queries=ArrayVectors(unit(12, 8, seed=2)), documents=ArrayVectors(unit(60, 8, seed=3)))
 
 
 def slow_fusion(lists: list[list[int]], k: int, constant: float) -> list[tuple[float, int]]:
@@ -43,8 +44,8 @@ def test_the_order_is_that_of_the_fusion_and_scores_are_inner_products(tmp_path,
     for row in range(12):
         expected = [number for _, number in slow_fusion([lists[0][row], lists[1][row]], 9, constant)]
         assert found.documents[row].tolist() == expected
-        query = wanted.queries.values[row]
-        assert found.scores[row].tolist() == [score(query, wanted.documents.values[number]) for number in expected]
+        query = wanted.queries.array[row]
+        assert found.scores[row].tolist() == [score(query, wanted.documents.array[number]) for number in expected]
     facts = search.facts()
     assert (facts["kind"], facts["searches"]["words"]["kind"]) == ("hybrid", "bm25")
     assert torch.equal(search.score_pairs(np.array([3]), found.documents[3, :1].numpy()), found.scores[3, :1])

@@ -6,10 +6,10 @@ run was made of; how to repeat it; what the figures do not say. What is not know
 
 from __future__ import annotations
 
-import importlib.resources
 from html import escape
 from pathlib import Path
 
+from embedtrain.evaluation.report.document import document
 from embedtrain.evaluation.report.facts import limits, made_of, repeat
 from embedtrain.evaluation.report.files import RunFiles, read_run
 from embedtrain.evaluation.report.queries import changed_queries
@@ -26,8 +26,7 @@ def write_report(path: str | Path, run_dir: str | Path) -> None:
 
 
 def render(run: RunFiles) -> str:
-    """The page as one string: no script, no link, no font from elsewhere; the policy in its head forbids them."""
-    style = (importlib.resources.files("embedtrain.evaluation.report") / "report.css").read_text(encoding="utf-8")
+    """The page as one string."""
     changes = measured_changes(run)
     sections = [
         _header(run),
@@ -40,14 +39,7 @@ def render(run: RunFiles) -> str:
         repeat(run),
         limits(run, changes),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(run.name)}: training report</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(f"{run.name}: training report", sections)
 
 
 def _header(run: RunFiles) -> str:

@@ -27,9 +27,9 @@ def line_plot(title: str, lines: Mapping[str, Points], *, zero: bool = False, fo
     form = form or short_number
     steps = [step for points in lines.values() for step, _ in points]
     values = [value for points in lines.values() for _, value in points] + ([0.0] if zero else [])
-    x = _axis(min(steps), max(steps), LEFT, WIDTH - RIGHT)
+    x = axis(min(steps), max(steps), LEFT, WIDTH - RIGHT)
     ticks = nice_ticks(min(values), max(values))
-    y = _axis(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    y = axis(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [_grid(ticks, y, form), _step_axis(min(steps), max(steps), x)]
     for number, points in enumerate(lines.values(), start=1):
         parts.append(_line(points, x, y, number, form))
@@ -37,14 +37,14 @@ def line_plot(title: str, lines: Mapping[str, Points], *, zero: bool = False, fo
         f"{name}: {form(p[0][1])} at step {p[0][0]:,.0f}, {form(p[-1][1])} at step {p[-1][0]:,.0f}"
         for name, p in lines.items()
     )
-    legend = _legend(list(lines)) if len(lines) > 1 else ""
-    return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{_svg(title, words, parts, HEIGHT)}</figure>"
+    names = legend(list(lines)) if len(lines) > 1 else ""
+    return f"<figure><figcaption>{escape(title)}{names}</figcaption>{svg(title, words, parts, HEIGHT)}</figure>"
 
 
 def interval_bar(change: float, low: float, high: float, reach: tuple[float, float]) -> str:
     """An interval around a change on an axis over `reach`, with a mark at zero."""
     width, middle = 150, 11
-    x = _axis(*reach, 5, width - 5)
+    x = axis(*reach, 5, width - 5)
     kind = "better" if low > 0 else "worse" if high < 0 else "unclear"
     return (
         f'<svg class="interval {kind}" viewBox="0 0 {width} 22" width="{width}" height="22" aria-hidden="true">'
@@ -62,7 +62,7 @@ def change_plot(title: str, changes: Sequence[float]) -> str:
     groups = [ordered[len(ordered) * i // columns : len(ordered) * (i + 1) // columns] for i in range(columns)]
     means = [math.fsum(group) / len(group) for group in groups]
     reach = max(abs(ordered[0]), abs(ordered[-1])) or 1.0
-    y = _axis(-reach, reach, height - 8, 8)
+    y = axis(-reach, reach, height - 8, 8)
     step = (width - LEFT) / columns
     bars = [
         f'<rect class="{"better" if mean > 0 else "worse"}" x="{LEFT + i * step:.2f}" width="{step * 0.86:.2f}" '
@@ -74,9 +74,9 @@ def change_plot(title: str, changes: Sequence[float]) -> str:
         f'<text class="tick" x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{signed_points(value)}</text>'
         for value in (reach, 0.0, -reach)
     ]
-    axis = f'<line class="zero" x1="{LEFT}" x2="{width}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>'
+    base = f'<line class="zero" x1="{LEFT}" x2="{width}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>'
     words = f"{sum(c > 0 for c in changes)} queries better, {sum(c < 0 for c in changes)} worse, of {len(changes)}"
-    return f"<figure>{_svg(title, words, [*labels, *bars, axis], height, width)}</figure>"
+    return f"<figure>{svg(title, words, [*labels, *bars, base], height, width)}</figure>"
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -107,12 +107,14 @@ def signed_points(value: float) -> str:
     return "0" if value == 0 else f"{100 * value:+.0f}".replace("-", MINUS)
 
 
-def _axis(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+def axis(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
+    """From a value to a place on the page: `low` at `start`, `high` at `stop`."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (stop - start)
 
 
-def _svg(title: str, words: str, parts: Sequence[str], height: float, width: float = WIDTH) -> str:
+def svg(title: str, words: str, parts: Sequence[str], height: float, width: float = WIDTH) -> str:
+    """A picture, and what it shows in words."""
     return (
         f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}. {escape(words)}">'
         f"{''.join(parts)}</svg>"
@@ -158,6 +160,7 @@ def _path(points: Points, x: Callable[[float], float], y: Callable[[float], floa
     return " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
 
 
-def _legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str]) -> str:
+    """Names in the colours of line1, line2, ..."""
     keys = "".join(f'<span class="key line{i}">{escape(name)}</span>' for i, name in enumerate(names, start=1))
     return f'<span class="legend">{keys}</span>'

@@ -35,6 +35,7 @@ commands
   export     run=<directory>: the newest checkpoint of a run as a verified model folder; also: folder=<where to>
   report     run=<directory>: write its report.html again
   embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document
+  mine       output=<folder> and sources with a miner: rows with hard negatives, and an audit; also: model=<...> format=<...>
   teach      teacher=<name under teachers> and the run's recipe and settings: its vectors of all texts of the run, on disk
 
 settings
@@ -52,6 +53,7 @@ flags
 examples
   embedtrain check recipe=quickstart
   embedtrain evaluate model=runs/quickstart recipe=quickstart
+  embedtrain mine data=pairs data.path=pairs.jsonl model=BAAI/bge-small-en-v1.5 output=mined
   embedtrain train recipe=finetune data.path=pairs.jsonl backbone.name=BAAI/bge-small-en-v1.5
   accelerate launch --config_file launch/ddp_8gpu.yaml train.py recipe=quickstart
 """
@@ -354,6 +356,37 @@ def _embed(arguments: Arguments) -> int:
     return 0
 
 
+# What `format=` may be: the names of data/writers.
+FORMATS = ("canonical", "flag_embedding", "triplet", "n_tuple", "labeled_list", "tevatron", "beir")
+
+
+def _mine(arguments: Arguments) -> int:
+    from embedtrain.config.compose import compose_config
+    from embedtrain.config.validate import validate_mining
+
+    form = arguments.take("format", "canonical", FORMATS)
+    model = arguments.take("model", "")
+    output = Path(arguments.required("output", "the folder to write"))
+    folders = {"config_dir": arguments.config_dir, "from_run": arguments.from_run}
+    composed = compose_config(arguments.overrides, **folders)
+    if not composed.config["miner"]:
+        composed = compose_config([*arguments.overrides, "miner=percent_of_positive"], **folders)
+    if model:
+        composed.config["miner"]["model"] = model
+    validate_mining(composed.config, composed.problems)
+
+    from embedtrain import distributed
+    from embedtrain import log as console
+    from embedtrain.mining.command import run_mining
+
+    _join_ranks()
+    console.start(main=distributed.is_main())
+    for line in run_mining(composed.config, output=output, form=form):
+        print(line)
+    distributed.shutdown()
+    return 0
+
+
 def _teach(arguments: Arguments) -> int:
     name = arguments.required("teacher", "a name under teachers")
     composed, _ = _compose(arguments)
@@ -396,5 +429,6 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "export": _export,
     "report": _report,
     "embed": _embed,
+    "mine": _mine,
     "teach": _teach,
 }

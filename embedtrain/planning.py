@@ -28,7 +28,7 @@ from embedtrain.config.build import build
 from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
-from embedtrain.data.outlook import Pool, pools_of, some_rows
+from embedtrain.data.outlook import Pool, ToMine, pools_of, some_rows
 from embedtrain.data.sampling import Sampler, refuse_small_batches
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
@@ -102,6 +102,7 @@ class Plan:
     tokens_per_step: int  # at most
     memory: dict[str, int] | None  # bytes per device by part
     sources: dict[str, SourcePlan] = field(default_factory=dict)  # where batches are of one source, each
+    neighbourhoods: str | None = None  # of what batches are neighbourhoods, and how large those are
     unknown: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,6 +141,8 @@ class Plan:
         text.append(f"tokens per step    at most {self.tokens_per_step:,}")
         if len(self.sources) > 1:
             text += [f"  {name:<16} {source.line()}" for name, source in self.sources.items()]
+        if self.neighbourhoods is not None:
+            text.append(f"neighbourhoods     {self.neighbourhoods}")
         if self.memory is not None:
             parts = " + ".join(f"{name} {_size(count)}" for name, count in self.memory.items())
             text.append(f"memory per device  at most about {_size(sum(self.memory.values()))}: {parts}")
@@ -181,7 +184,7 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         mixture = Mixture(sources=sources, batching=data["batching"], exponent=data["exponent"])
         sampler = build_sampler(config, mixture, per_step)
         refuse_small_batches(sampler, world, training["accumulation_steps"])
-        pools = pools_of(sampler, config["encoder"], examples)
+        pools = pools_of(sampler, config["encoder"], examples, to_mine(config))
     per_epoch = sampler.steps_per_epoch if sampler else None
     steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
     planned = [plan_pool(config, pool, world) for pool in pools]
@@ -199,8 +202,18 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         if parameters
         else None,
         sources={pool.source: plan for pool, plan in zip(pools, planned, strict=True) if pool.source is not None},
+        neighbourhoods=describe_clusters(config, sampler) if sampler else None,
         unknown=unknown,
     )
+
+
+def to_mine(config: Mapping[str, Any]) -> ToMine | None:
+    """What the miner of a run adds to each row, at most: of a list that it goes through, what it has at a time."""
+    miner, refresh = config["miner"], config["training"]["refresh"]
+    if not miner:
+        return None
+    at_a_time = refresh.get("num_negatives", miner["num_negatives"]) if refresh else miner["num_negatives"]
+    return ToMine(at_a_time, miner["own_negatives"] == "keep")
 
 
 def queries_per_step(training: Mapping[str, Any], world: int) -> int:
@@ -248,6 +261,15 @@ def build_sampler(config: Mapping[str, Any], mixture: Mixture, batch: int) -> Sa
         num_negatives=data["num_negatives"],
         drop_last=data["drop_last"],
     )
+
+
+def describe_clusters(config: Mapping[str, Any], sampler: Sampler) -> str | None:
+    """What will be clustered, by what, and into how many clusters; None where batches are drawn at random."""
+    if not config["data"]["neighbourhoods"]:
+        return None
+    names = sampler.mixture.names
+    rows = dict(zip(names, sampler.mixture.sizes.tolist(), strict=True))
+    return build(config["data"]["neighbourhoods"]).outlook(rows, dict(zip(names, sampler.batch_sizes, strict=True)))
 
 
 def unread_pool(config: Mapping[str, Any], batch: int) -> Pool:

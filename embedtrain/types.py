@@ -230,6 +230,7 @@ class TokenBatch:
     num_truncated: int = 0  # texts cut at the maximum length
     rows: tuple[str, ...] = ()  # where each query came from
     sources: tuple[str, ...] = ()  # source of each query
+    numbers: tuple[int, ...] = ()  # row of each query in its source
     teachers: Mapping[str, TeacherInput] = field(default_factory=dict)  # by the teacher's name in the config
 
 

@@ -41,8 +41,8 @@ def refresh(config: dict[str, Any], world: int) -> Iterator[Finding]:
         listed, at_a_time = node.get("num_negatives"), again.get("num_negatives")
         if isinstance(listed, int) and isinstance(at_a_time, int) and listed <= at_a_time:
             yield Problem(
-                f"miner.num_negatives={listed}: the list of a row, of which it has training.refresh.num_negatives={at_a_time} at a "
-                "time. Make the list longer, several times as long."
+                f"miner.num_negatives={listed}: the list of a row, of which it has "
+                f"training.refresh.num_negatives={at_a_time} at a time. Make the list several times as long."
             )
     if kind_of(again) != "Periodic":
         return
@@ -52,10 +52,12 @@ def refresh(config: dict[str, Any], world: int) -> Iterator[Finding]:
             "miner.model to null to mine by the encoder that trains, or leave refresh out."
         )
     elif kind_of(node.get("search")) == "BM25":
-        yield Problem("training.refresh: BM25 finds the same whatever was learned. Leave refresh out, or search by vectors.")
+        yield Problem(
+            "training.refresh: BM25 finds the same whatever was learned. Leave refresh out, or search by vectors."
+        )
     if again.get("lag") == 0 and again.get("device") is not None:
         yield Regret(
-            f"training.refresh.device={again['device']}: not used, since with lag=0 the ranks mine themselves on their own devices."
+            f"training.refresh.device={again['device']}: not used, since with lag=0 the ranks mine on their own devices."
         )
 
 

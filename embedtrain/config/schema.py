@@ -239,7 +239,8 @@ class Config:
     )
     objective: dict[str, Any] = setting({}, "Component: token states -> a number; takes the place of the loss.")
     miner: dict[str, Any] = setting(
-        {}, "Component: finds hard negatives, before and during training and for `embedtrain mine`; {}: those of the rows."
+        {},
+        "Component: finds hard negatives, before and during training and for `embedtrain mine`; {}: those of the rows.",
     )
     encoder: EncoderConfig = _part(EncoderConfig)
     prompts: PromptsConfig = _part(PromptsConfig)

@@ -98,6 +98,21 @@ def validate_evaluation(config: dict[str, Any], problems: Sequence[str] = ()) ->
         raise ConfigError(report(found))
 
 
+def validate_mining(config: dict[str, Any], problems: Sequence[str] = ()) -> None:
+    """Check what `embedtrain mine` reads of a config: sources, miner, and the encoder where the miner names no model.
+
+    The rest of it may be incomplete. Raises ConfigError with all problems.
+    """
+    found = [*problems, *_frame(config)]
+    model = "" if config["miner"].get("model") else ("backbone", "pooling", "encoder", "prompts")
+    read = [*_missing(config), *_components(config), *(finding.text for finding in paths(config, 1))]
+    found += [problem for problem in read if problem.startswith(("miner", "data", *model))]
+    if not found and not any(node is not None for node in config["data"]["sources"].values()):
+        found.append("data.sources: empty. Name what to mine for: data=pairs data.path=<file>")
+    if found:
+        raise ConfigError(report(found))
+
+
 def report(problems: Sequence[str]) -> str:
     """One problem as it is; several as a numbered list."""
     if len(problems) == 1:

@@ -20,6 +20,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from embedtrain.data.collate import collate, take
+from embedtrain.data.draws import Ints
+from embedtrain.data.mined import MinedNegatives
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.sampling import Rows, Sampler, part, refuse_small_batches
 from embedtrain.data.tokenizer import TextTokenizer
@@ -65,6 +67,7 @@ class StepLoader:
         self.rank = rank
         self.world_size = world_size
         self.steps_per_epoch = sampler.steps_per_epoch
+        self.negatives: MinedNegatives | None = None  # of the steps that are asked for next, in place of the rows' own
         self._maker = _BatchMaker(sampler, tokenizer, dict(teachers or {}))
         refuse_small_batches(sampler, world_size, accumulation_steps)
 
@@ -79,6 +82,7 @@ class StepLoader:
     def steps(self, start: int, stop: int) -> Iterator[list[TokenBatch]]:
         """The micro-batches of steps `start` .. `stop` of the run, counted over all epochs."""
         _ = self.sampler.mixture.indexes  # read here once, and not again in every worker
+        self._maker.take_up(self.negatives)
         requests = (self.request(step) for step in range(start, stop))
         if self.num_workers == 0:
             yield from map(self._maker.make, requests)
@@ -123,6 +127,18 @@ class _BatchMaker(Dataset):
         self.sampler = sampler
         self.tokenizer = tokenizer
         self.teachers = teachers
+        self.take_up(None)
+
+    def take_up(self, negatives: MinedNegatives | None) -> None:
+        """From now on rows bring these hard negatives."""
+        self.negatives = negatives
+        self._mined_counts: dict[str, Ints] = {}  # what each row can bring then
+        if negatives is None:
+            return
+        for name, index in zip(self.sampler.mixture.names, self.sampler.mixture.indexes, strict=True):
+            if name in negatives:
+                own = index.num_negatives if negatives.keep_own else 0
+                self._mined_counts[name] = negatives.counts(name) + own
 
     def make(self, requests: list[MicroRequest]) -> list[TokenBatch]:
         return [self._batch(request) for request in requests]
@@ -138,15 +154,19 @@ class _BatchMaker(Dataset):
     def _batch(self, request: MicroRequest) -> TokenBatch:
         mixture: Mixture = self.sampler.mixture
         examples, known = [], []
-        rows = request.rows
+        rows, mined = request.rows, self.negatives
         for source, row, (positives, negatives) in zip(
-            rows.source.tolist(), rows.row.tolist(), self.sampler.draws(rows), strict=True
+            rows.source.tolist(), rows.row.tolist(), self.sampler.draws(rows, self._mined_counts), strict=True
         ):
             name = mixture.names[source]
-            examples.append(replace(take(mixture.sources[name][row], positives, negatives), source=name))
+            example = mixture.sources[name][row]
+            if mined is not None and name in mined:
+                example = mined.extend(example, name, row)
+            examples.append(replace(take(example, positives, negatives), source=name))
             known.append(mixture.indexes[source].known_positives(row))
         lengths = {name: source.max_lengths for name, source in mixture.sources.items()}
         batch = collate(examples, self.tokenizer, known=known, share=request.share, lengths=lengths)
+        batch = replace(batch, numbers=tuple(rows.row.tolist()))
         if not self.teachers:
             return batch
         return replace(batch, teachers={name: teacher.prepare(examples) for name, teacher in self.teachers.items()})

@@ -33,13 +33,23 @@ class Pool:
     tokens: float  # of a query and what it brings, at most
 
 
-def pools_of(sampler: Sampler, lengths: Mapping[str, Any], examples: Sequence[TrainingExample]) -> list[Pool]:
+@dataclass(frozen=True)
+class ToMine:
+    """What a miner will add to each row, at most."""
+
+    negatives: int
+    keep_own: bool
+
+
+def pools_of(
+    sampler: Sampler, lengths: Mapping[str, Any], examples: Sequence[TrainingExample], mined: ToMine | None = None
+) -> list[Pool]:
     """One for each source, or one where batches are blended, in the proportions of an epoch. `lengths`: config.encoder."""
     pools = []
     for number, (name, source) in enumerate(sampler.mixture.sources.items()):
         seen = [example for example in examples if example.source == name]
         positives = _mean([_at_most(len(e.positives), sampler.num_positives[number]) for e in seen])
-        hard = _mean([_at_most(len(e.negatives), sampler.num_negatives[number]) for e in seen])
+        hard = _mean([_at_most(_negatives(e, mined), sampler.num_negatives[number]) for e in seen])
         longest = {role: own or lengths[f"max_{role}_length"] for role, own in source.max_lengths.items()}
         pools.append(
             Pool(
@@ -60,6 +70,12 @@ def _blended(pools: Sequence[Pool], sampler: Sampler) -> Pool:
     mean = {name: float(parts @ [getattr(pool, name) for pool in pools]) for name in ("positives", "hard", "tokens")}
     rows = sum(pool.rows for pool in pools)
     return Pool(None, rows, sampler.steps_per_epoch, sampler.global_batch_size, **mean)
+
+
+def _negatives(example: TrainingExample, mined: ToMine | None) -> int:
+    if mined is None:
+        return len(example.negatives)
+    return mined.negatives + (len(example.negatives) if mined.keep_own else 0)
 
 
 def _mean(counts: Sequence[int]) -> float:

@@ -103,6 +103,11 @@ class Search(Protocol):
         """The `k` best of the searched documents (`data.num_searched`) of each of this rank's queries."""
         ...
 
+    def score_pairs(self, queries: Ints, documents: Ints) -> Tensor:
+        """[n] fp32, CPU: the scores of n pairs, after `top`; of documents that were not found, and of positives that the corpus
+        lacks, as well."""
+        ...
+
     def facts(self) -> dict[str, object]:
         """What the report says of the last `top`: kind, settings, recall against exact search where it is approximate."""
         ...

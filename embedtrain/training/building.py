@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -17,9 +18,11 @@ from embedtrain.assemble import build_sources
 from embedtrain.config.build import build
 from embedtrain.config.rules import negatives_read
 from embedtrain.data.describe import describe
+from embedtrain.data.draws import Ints
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.loader import StepLoader
 from embedtrain.data.mixture import Mixture
+from embedtrain.data.neighbourhoods import describe_neighbourhoods
 from embedtrain.data.sampling import Sampler
 from embedtrain.encoder import Encoder
 from embedtrain.errors import DataError, TrainingError
@@ -36,6 +39,9 @@ from embedtrain.training.trackers import Tracker
 from embedtrain.training.trackers.jsonl import JsonLinesTracker
 from embedtrain.training.trainer import Trainer
 from embedtrain.types import Teacher, TokenBatch
+
+if TYPE_CHECKING:
+    from embedtrain.training.negatives import NegativeMining
 
 log = logging.getLogger("embedtrain")
 
@@ -56,9 +62,12 @@ def build_loader(
         num_positives=data["num_positives"],
         num_negatives=data["num_negatives"],
         drop_last=data["drop_last"],
+        clusters=find_clusters(config, mixture, encoder),
     )
     if distributed.is_main():
         log.info("%s", describe(sampler))
+        if sampler.clusters:
+            log.info("%s", describe_neighbourhoods(sampler))
     return StepLoader(
         sampler=sampler,
         tokenizer=encoder.tokenizer,
@@ -67,6 +76,18 @@ def build_loader(
         teachers=teachers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+    )
+
+
+def find_clusters(config: Mapping[str, Any], mixture: Mixture, encoder: Encoder) -> dict[str, Ints]:
+    """The cluster of each row, where batches are neighbourhoods."""
+    if not config["data"]["neighbourhoods"]:
+        return {}
+    return build(config["data"]["neighbourhoods"]).clusters_of(
+        mixture,
+        batch_size=global_batch_size(config["training"]),
+        encoder=encoder,
+        run_dir=Path(config["run"]["dir"]),
     )
 
 
@@ -134,6 +155,7 @@ def build_trainer(
     evaluate: Callable[[], Results],
     trackers: list[Tracker],
     teachers: Mapping[str, Teacher] | None = None,
+    negatives: NegativeMining | None = None,
 ) -> Trainer:
     training, optim = config["training"], config["optim"]
     step = build_step(config, encoder, learned, accelerator, teachers)
@@ -143,6 +165,8 @@ def build_trainer(
         **{key: optim[key] for key in ("learning_rate", "weight_decay", "head_learning_rate", "layer_decay", "groups")},
     )
     total = training["max_steps"] or training["epochs"] * len(loader)
+    if negatives is not None:
+        negatives.total_steps = total
     return Trainer(
         step=step,
         loader=loader,
@@ -157,7 +181,8 @@ def build_trainer(
         scaler=accelerator.scaler,
         callbacks=build_callbacks(config, run, evaluate),
         trackers=trackers,
-        fingerprint={"the data": loader.sampler.mixture.fingerprint},
+        fingerprint=loader.sampler.fingerprint,
+        negatives=negatives,
         on_first_step=partial(say_first_step, step, run),
     )
 

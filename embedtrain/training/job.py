@@ -24,6 +24,7 @@ from embedtrain.evaluation.result import EvaluationResult, read_results, write_r
 from embedtrain.export.sentence_transformers import check_exportable, export
 from embedtrain.run import Run
 from embedtrain.training.building import Results, build_learned, build_loader, build_trackers, build_trainer
+from embedtrain.training.negatives import build_mining
 from embedtrain.training.record import run_record
 from embedtrain.training.stages import Stage, hand_on, stages_of, take_over
 from embedtrain.training.texts import texts_of, whiten
@@ -88,12 +89,18 @@ def train_stage(stage: Stage, accelerator: Accelerator) -> Trained:
     evaluate = partial(evaluate_all, build_evaluators(config), encoder)
 
     measured_once(stage.results("before"), evaluate, config["evaluation"]["before"])
+    previous = None if stage.previous is None else stage.previous.weights
+    negatives = build_mining(config, encoder, loader.sampler.mixture.sources, run.dir, previous)
     trackers = build_trackers(config, run)
     try:
-        trainer = build_trainer(config, run, encoder, learned, loader, accelerator, evaluate, trackers, teachers)
+        trainer = build_trainer(
+            config, run, encoder, learned, loader, accelerator, evaluate, trackers, teachers, negatives
+        )
         done = trainer.fit(trainer.resume())
         trainer.save(done)
     finally:
+        if negatives is not None:
+            negatives.close()
         for tracker in trackers:
             tracker.finish()
     if trainer.stop_reason:

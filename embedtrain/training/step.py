@@ -74,6 +74,8 @@ class ContrastiveStep:
         self.autocast = autocast
         self.scale = scale
         self.teachers = dict(teachers or {})
+        # Sees the embeddings of each batch of this rank: queries and documents, without gradient.
+        self.observe: Callable[[Embeddings, Embeddings, TokenBatch], None] | None = None
         self._replay_checked = False
 
     @property
@@ -101,6 +103,8 @@ class ContrastiveStep:
 
         outputs = [self._encode(chunk, seed) for chunk, seed in zip(plan, seeds, strict=True)]
         embeddings = _in_text_order(outputs, plan)
+        if self.observe is not None:
+            self.observe(*(side.map(Tensor.detach) for side in _sides(embeddings, batch)), batch)
         output = self._loss(embeddings, batch, step, micro)
         self._refuse_non_finite(output, embeddings, batch, step)
         self.scale(output.loss * batch.share).backward()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from embedtrain import distributed
@@ -27,6 +27,9 @@ from embedtrain.training.token_step import TokenStep
 from embedtrain.training.trackers import Tracker
 from embedtrain.training.trackers.jsonl import JsonLinesTracker
 from embedtrain.types import TokenBatch
+
+if TYPE_CHECKING:
+    from embedtrain.training.negatives import NegativeMining
 
 log = logging.getLogger("embedtrain")
 
@@ -50,6 +53,7 @@ class Trainer:
         scaler: torch's GradScaler for fp16, else None.
         checkpoints: folder of checkpoints; `keep` of them stay.
         fingerprint: what a checkpoint must agree on to be resumed (the data's hashes).
+        negatives: hard negatives mined as the run goes; null: those of the rows.
         on_first_step: sees the first batches, before the first update; called on every rank.
     """
 
@@ -67,6 +71,7 @@ class Trainer:
     callbacks: dict[str, Callback] = field(default_factory=dict)
     trackers: Sequence[Tracker] = ()
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    negatives: NegativeMining | None = None
     on_first_step: Callable[[Sequence[TokenBatch]], None] = lambda micro_batches: None
 
     def __post_init__(self) -> None:
@@ -86,7 +91,7 @@ class Trainer:
                     f"{checkpoint.path}: {key} is not what this run was started with ({saved} then, {value} now), so the "
                     "batches would not be the same. Restore it, or start a new run with another run.name."
                 )
-        load_checkpoint(checkpoint, named=self.named, optimizer=self.optimizer, buffers=self.step.loss.named_buffers())
+        load_checkpoint(checkpoint, named=self.named, optimizer=self.optimizer, buffers=self._buffers())
         for name, callback in self.callbacks.items():
             callback.load_state_dict(checkpoint.state["callbacks"].get(name, callback.state_dict()))
         if self.scaler is not None and checkpoint.state["scaler"]:
@@ -106,9 +111,13 @@ class Trainer:
         hidden = None if distributed.is_main() else True  # None: shown on a terminal; a log file gets lines instead
         bar = tqdm(total=self.total_steps, initial=start, desc="train", unit="step", disable=hidden)
         with self._signals(), bar:
-            batches = iter(self.loader.steps(start, self.total_steps))
+            batches: Iterator[list[TokenBatch]] = iter(())
+            until = start  # batches are asked for up to here: no further than the next change of hard negatives
             while done < self.total_steps and self.stop_reason is None:
                 asked = time.perf_counter()
+                if done == until:
+                    until = self._next_change(done)
+                    batches = iter(self.loader.steps(done, until))
                 micro_batches = next(batches)
                 speed.add(micro_batches, time.perf_counter() - asked)
                 if done == start:
@@ -125,6 +134,18 @@ class Trainer:
         for callback in self.callbacks.values():
             callback.on_end(self, done)
         return done
+
+    def _next_change(self, step: int) -> int:
+        """Takes up the hard negatives of `step`. Returns the step before which they may be others."""
+        if self.negatives is None:
+            return self.total_steps
+        self.negatives.enter(self, step)
+        return min(self.negatives.next_change(step), self.total_steps)
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """What loss and miner remember."""
+        remembered = list(self.step.loss.named_buffers())
+        return remembered if self.negatives is None else [*remembered, *self.negatives.named_buffers()]
 
     def _update(self, micro_batches: Sequence[TokenBatch], step: int) -> tuple[StepResult, float]:
         """One optimizer update: the gradient of the whole step, clipped, applied."""
@@ -178,6 +199,8 @@ class Trainer:
         """Write a checkpoint; every rank waits, and every rank hears of a failure."""
         if self._saved_at == step:
             return
+        if self.negatives is not None:
+            self.negatives.settle()
         failure: Exception | None = None
         if distributed.is_main():
             state = {
@@ -194,7 +217,7 @@ class Trainer:
                     optimizer=self.optimizer,
                     state=state,
                     keep=self.keep,
-                    buffers=self.step.loss.named_buffers(),
+                    buffers=self._buffers(),
                 )
             except Exception as error:
                 failure = error

@@ -16,6 +16,7 @@ from embedtrain.config.compose import compose_config
 from embedtrain.config.validate import validate
 from embedtrain.run import Run
 from embedtrain.training.building import build_learned, build_loader, build_trackers, build_trainer
+from embedtrain.training.negatives import build_mining
 from embedtrain.training.trainer import Trainer
 from tests.helpers.models import tiny_model_dir
 
@@ -88,7 +89,8 @@ def tiny_trainer(config: dict[str, Any]) -> Trainer:
     distributed.broadcast_tensors([*encoder.parameters(), *loss.parameters()])
     trackers = build_trackers(config, run)
     loader = build_loader(config, encoder, teachers)
-    trainer = build_trainer(config, run, encoder, loss, loader, accelerator, dict, trackers, teachers)
+    negatives = build_mining(config, encoder, loader.sampler.mixture.sources, run.dir, None)
+    trainer = build_trainer(config, run, encoder, loss, loader, accelerator, dict, trackers, teachers, negatives)
     trainer.run = run  # type: ignore[attr-defined]  # keeps the lock of the directory
     return trainer
 
@@ -118,6 +120,8 @@ def train_tiny(config: dict[str, Any], *, stop_after: int | None = None) -> tupl
         trainer.total_steps = min(trainer.total_steps, stop_after)  # the schedule keeps the real total
     done = trainer.fit(start)
     trainer.save(done)
+    if trainer.negatives is not None:
+        trainer.negatives.close()
     for tracker in trainer.trackers:
         tracker.finish()
     return done, weights(trainer), seen

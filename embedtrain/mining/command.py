@@ -1,0 +1,118 @@
+"""`embedtrain mine`: from a config to rows with hard negatives, and a report to read before training on them.
+
+    <output>/<source>.jsonl ...   rows, in the format that was asked for
+    <output>/report.html          the audit, to look at; report.json: the same for programs
+    <output>/config.yaml          what was asked
+
+The folder gets its name when all is in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from embedtrain import distributed
+from embedtrain.assemble import build_encoder, build_sources
+from embedtrain.config.build import build
+from embedtrain.data.sources import Source
+from embedtrain.data.writers import WRITERS, MinedRow
+from embedtrain.encoder import Encoder
+from embedtrain.errors import ConfigError
+from embedtrain.mining.audit import Audit, audit, summary_lines, write_audit
+from embedtrain.mining.miner import MinedSource, Miner
+from embedtrain.mining.records import NO_DOCUMENT, REASONS
+
+log = logging.getLogger("embedtrain")
+
+
+def run_mining(config: Mapping[str, Any], *, output: Path, form: str) -> list[str]:
+    """Mines for every source of a config. Returns what to tell the user. Every rank calls it.
+
+    form: a name of `WRITERS`. Raises ConfigError where the output folder is taken, else as `Miner.mine`.
+    """
+    refuse_taken(output)
+    miner: Miner = build(config["miner"])
+    sources = build_sources(config)
+    encoder = encoder_of(config, miner)
+    partial = output.with_name(f"{output.name}.partial")
+    if distributed.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    audits: dict[str, Audit] = {}
+    said: list[str] = []
+    facts: dict[str, Any] = {}
+    for name, source in sources.items():
+        found = miner.mine(source, name, encoder)
+        if not distributed.is_main():
+            continue
+        rows = rows_with_negatives(found, source, keep_own=miner.own_negatives == "keep")
+        written = WRITERS[form](partial, name, rows)
+        audits[name] = audit(found.data, found.mined, scored_by=found.scored_by, rescored=found.is_rescored)
+        facts[name] = found.facts
+        said += [
+            f"{name}: {written.rows:,} rows -> {', '.join(str(output / f.relative_to(partial)) for f in written.files)}"
+        ]
+        said += [f"  {form} has no place for the {what} of {rows:,} rows" for what, rows in written.lost.items()]
+        said += [f"  {line}" for line in summary_lines(audits[name])]
+    if distributed.is_main():
+        write_audit(partial, audits, {"config": config, "sources": facts})
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        (partial / "config.yaml").write_text(text, encoding="utf-8")
+        partial.rename(output)
+        said.append(f"report: {output / 'report.html'}")
+    distributed.barrier()
+    return said
+
+
+def refuse_taken(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output={output}: is there already. Choose another folder, or remove it.")
+
+
+def encoder_of(config: Mapping[str, Any], miner: Miner) -> Encoder | None:
+    """The encoder of the config, where the miner searches by it."""
+    if miner.model is not None or not miner.search.reads_vectors:
+        return None
+    encoder = build_encoder(config)
+    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def rows_with_negatives(found: MinedSource, source: Source, *, keep_own: bool) -> Iterator[MinedRow]:
+    """The rows of a source whose query was kept, with their negatives and how each came to be one."""
+    data, mined = found.data, found.mined
+    for row, example in enumerate(source):
+        query = int(data.query_of_row[row])
+        if not mined.kept_queries[query]:
+            continue
+        own = example.negatives if keep_own else ()
+        there = [
+            k
+            for k, document in enumerate(mined.documents[query].tolist())
+            if document != NO_DOCUMENT and data.documents[document] not in own
+        ]
+        texts = tuple(data.documents[document] for document in mined.documents[query, there].tolist())
+        scores = [float(score) for score in mined.scores[query, there].tolist()]
+        first = int(data.positive_offsets[query])
+        place = {data.documents[d]: first + i for i, d in enumerate(data.positives_of(query).tolist())}
+        of_positives = [float(mined.positive_scores[place[text]]) for text in example.positives]
+        yield MinedRow(
+            example=replace(
+                example,
+                negatives=own + texts,
+                scores=(*of_positives, *(math.nan for _ in own), *scores),
+                source="",
+            ),
+            negative_scores=(*(None for _ in own), *scores),
+            ranks=(*(0 for _ in own), *mined.ranks[query, there].tolist()),
+            reasons=(*("own" for _ in own), *(REASONS[reason] for reason in mined.reasons[query, there].tolist())),
+            scored_by=found.scored_by,
+        )

@@ -70,6 +70,9 @@ def candidates_of(
 
 def _reasons(data: MiningData, queries: Ints, documents: Ints, copies: Copies) -> NDArray[np.int8]:
     """[Q, k] number in `WHY`, `_LEFT` for what stays, -1 where there is no document."""
+    in_order = np.sort(documents, axis=1)
+    twice = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] != NO_DOCUMENT)
+    assert not twice.any(), "a search returned a document twice for one query"
     row, column = np.nonzero(documents != NO_DOCUMENT)
     document = documents[row, column]
     owner, positives = positives_of(data, queries)
@@ -81,10 +84,8 @@ def _reasons(data: MiningData, queries: Ints, documents: Ints, copies: Copies) -
     found_text, positive_text = text[place[: row.size]], text[place[row.size :]]
     asked_text = text[distinct.size :]
 
-    found_key = row * np.int64(len(data.documents)) + document
-    assert np.unique(found_key).size == found_key.size, "a search returned a document twice for one query"
     conditions = (
-        np.isin(found_key, owner * np.int64(len(data.documents)) + positives),
+        np.isin(row * np.int64(len(data.documents)) + document, owner * np.int64(len(data.documents)) + positives),
         found_text == asked_text[row],
         np.isin(row * np.int64(text.size) + found_text, owner * np.int64(text.size) + positive_text),
     )

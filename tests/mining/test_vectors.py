@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,23 @@ def test_two_ranks_share_the_work_and_one_that_was_killed_goes_on(folder, tmp_pa
     keys = [np.sort(np.concatenate([s.keys for s in VectorStore(path).shards])) for path in (alone.folder, store.path)]
     np.testing.assert_array_equal(*keys)
     embed(no_encoding(encoder), data, root=tmp_path / "both")  # on one rank, what two have written
+
+
+def test_no_more_than_a_shard_of_vectors_is_in_memory(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TEXTS_AT_ONCE", 256)
+    encoder = encoder_of(folder, projection_dim=1024)
+    encoder.encode = lambda texts, **options: torch.ones(len(texts), 1024)
+    data = mining_data(Rows([row(f"q{i}", f"a{i}") for i in range(3000)]), "s")
+    tracemalloc.start()
+    try:
+        embedded = embed(encoder, data, root=tmp_path, shard_texts=512)
+        for start in range(0, 3000, 500):
+            assert embedded.documents.rows(slice(start, start + 500)).all()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    shard, everything = 512 * 1024 * 4, 6000 * 1024 * 4
+    assert peak < 5 * shard < everything / 2
 
 
 def test_zero_vectors_are_counted_whenever_they_were_written(folder, tmp_path):

@@ -5,7 +5,7 @@ to ask for a later step. The plan of an epoch:
 
 1. Each source has an endless row of passes. A pass is all rows of the source once, in an order of (seed, source, pass),
    spread over batches so that no text is in a batch twice where that can be had (`spread.py`), or so that each batch holds
-   several rows of each of its classes (`grouping.py`).
+   several rows of each of its classes (`grouping.py`), or rows that are alike (`neighbourhoods.py`).
 2. `one_source`: an epoch takes the next batches of each source, as many as its share says, and shuffles them together.
    `blended`: it takes the next rows of each source, and spreads them all over batches in the same way.
 3. A tail smaller than half a batch joins the batch before it; a larger one is a batch of its own.
@@ -13,16 +13,19 @@ to ask for a later step. The plan of an epoch:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from embedtrain.data.draws import Ints, draw
 from embedtrain.data.grouping import grouped
 from embedtrain.data.index import SourceIndex
 from embedtrain.data.mixture import Mixture
+from embedtrain.data.neighbourhoods import neighbourhoods
 from embedtrain.data.spread import RowKeys, count_meeting, spread
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.types import NO_LABEL, text_id
@@ -73,6 +76,8 @@ class Sampler:
     num_positives       positives drawn for a query at each visit (None = all)
     num_negatives       hard negatives likewise
     drop_last           leave out the tail of each pass (a different one each time)
+    clusters            of each row of some sources [R], by source, numbered so that near numbers are near clusters: batches of
+                        such a source are neighbourhoods
 
     A source may have a batch size and numbers of its own, which take the place of the first three.
     """
@@ -86,6 +91,7 @@ class Sampler:
         num_positives: int | None = 1,
         num_negatives: int | None = None,
         drop_last: bool = False,
+        clusters: Mapping[str, Ints] | None = None,
     ) -> None:
         _check_numbers(global_batch_size, num_positives, num_negatives)
         sources = list(mixture.sources.values())
@@ -98,6 +104,7 @@ class Sampler:
         self.num_positives = [_or(source.num_positives, num_positives) for source in sources]
         self.num_negatives = [_or(source.num_negatives, num_negatives) for source in sources]
         self.texts_per_label = [source.texts_per_label for source in sources]
+        self.clusters = {name: np.asarray(of_rows, dtype=np.int64) for name, of_rows in (clusters or {}).items()}
         self._check_batches()
         self._pass_sizes = [
             batch_sizes(int(rows), batch, drop_last)
@@ -123,13 +130,25 @@ class Sampler:
             )
         return int(batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).min()), ""
 
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What batches depend on besides the settings: a run is resumed only where this is the same."""
+        known = {"the data": self.mixture.fingerprint}
+        if self.clusters:
+            digest = xxhash.xxh3_128()
+            for name in sorted(self.clusters):
+                digest.update(name.encode())
+                digest.update(self.clusters[name].tobytes())
+            known["the neighbourhoods of the data"] = digest.hexdigest()
+        return known
+
     def batches_per_pass(self, source: int) -> int:
         """Batches that all rows of a source make, once through."""
         return self._pass_sizes[source].size
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers are asked for rows and draw; plans stay in the main process.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pass", "epoch")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pass", "epoch", "clusters")}
 
     def _quotas(self) -> Ints:
         """Batches, or rows where batches are blended, of each source in an epoch."""
@@ -181,30 +200,39 @@ class Sampler:
         rows = Rows(np.full_like(number, source), number, np.full_like(number, visit))
         keys, generator = self._keys(rows), self._generator(self.mixture.names[source], visit)
         per_label = self.texts_per_label[source]
-        if per_label is None:
-            order, meeting = spread(keys, sizes, generator)
-        else:
-            shape = (self.batch_sizes[source] // per_label, per_label)
+        clusters, batch = self.clusters.get(self.mixture.names[source]), self.batch_sizes[source]
+        if per_label is not None:
+            shape = (batch // per_label, per_label)
             order = grouped(self.mixture.indexes[source].label_ids, keys, sizes, shape, generator)
             meeting = count_meeting(keys, order, sizes)
+        elif clusters is not None:
+            order = neighbourhoods(clusters, keys, sizes, batch, generator)
+            meeting = count_meeting(keys, order, sizes)
+        else:
+            order, meeting = spread(keys, sizes, generator)
         return EpochPlan(rows[order], _offsets(sizes), meeting)
 
-    def draws(self, rows: Rows) -> list[tuple[list[int], list[int]]]:
-        """(positives, hard negatives) that each row brings: their numbers in the row."""
+    def draws(self, rows: Rows, negatives: Mapping[str, Ints] | None = None) -> list[tuple[list[int], list[int]]]:
+        """(positives, hard negatives) that each row brings: their numbers in the row.
+
+        `negatives`: hard negatives of each row of some sources [R], where others than those of the data are drawn from.
+        """
         drawn: list[tuple[list[int], list[int]]] = [([], [])] * len(rows)
         for source in np.unique(rows.source):
             at = np.flatnonzero(rows.source == source)
-            sides = [np.split(which, np.cumsum(taken)[:-1]) for taken, which in self._draw(int(source), rows[at])]
+            mined = (negatives or {}).get(self.mixture.names[source])
+            drawn_here = self._draw(int(source), rows[at], mined)
+            sides = [np.split(which, np.cumsum(taken)[:-1]) for taken, which in drawn_here]
             for place, positives, negatives in zip(at, *sides, strict=True):
                 drawn[place] = (positives.tolist(), negatives.tolist())
         return drawn
 
-    def _draw(self, source: int, rows: Rows) -> list[tuple[Ints, Ints]]:
+    def _draw(self, source: int, rows: Rows, mined: Ints | None = None) -> list[tuple[Ints, Ints]]:
         """For rows of one source: how many positives each draws, and which; the same of hard negatives."""
         index = self.mixture.indexes[source]
         sides = (
             ("positives", index.num_positives, self.num_positives[source]),
-            ("negatives", index.num_negatives, self.num_negatives[source]),
+            ("negatives", index.num_negatives if mined is None else mined, self.num_negatives[source]),
         )
         return [
             draw(counts[rows.row], wanted, rows=rows.row, visits=rows.visit, seed=self._stream(source, side))
@@ -234,6 +262,8 @@ class Sampler:
         for number, (name, per_label) in enumerate(zip(self.mixture.names, self.texts_per_label, strict=True)):
             if per_label is not None:
                 _check_classes(name, self.batch_sizes[number], per_label, self.mixture.indexes[number])
+            if name in self.clusters:
+                _check_clusters(name, self.clusters[name], int(self.mixture.sizes[number]), per_label, one_source)
         short = [
             f"{name} ({rows} rows, batches of {batch})"
             for name, rows, batch in zip(self.mixture.names, self.mixture.sizes, self.batch_sizes, strict=True)
@@ -306,6 +336,23 @@ def _check_numbers(batch: int, num_positives: int | None, num_negatives: int | N
         raise ConfigError(f"data.num_positives={num_positives}: expected at least 1, or null for all.")
     if num_negatives is not None and num_negatives < 0:
         raise ConfigError(f"data.num_negatives={num_negatives}: expected 0 or more, or null for all.")
+
+
+def _check_clusters(name: str, clusters: Ints, rows: int, per_label: int | None, one_source: bool) -> None:
+    if not one_source:
+        raise ConfigError(
+            "data.neighbourhoods: with data.batching=blended a batch is of all sources, and clusters are of one. Set "
+            "data.batching=one_source, or data.neighbourhoods to null."
+        )
+    if per_label is not None:
+        raise ConfigError(
+            f"data.sources.{name}.texts_per_label={per_label}: with data.neighbourhoods the model says which rows make a batch, "
+            "and here the classes do. Set one of them to null."
+        )
+    if clusters.shape != (rows,):
+        raise DataError(
+            f"data.sources.{name}: {rows:,} rows, and {clusters.size:,} of them have a cluster. Expected all."
+        )
 
 
 def _check_classes(name: str, batch: int, per_label: int, index: SourceIndex) -> None:

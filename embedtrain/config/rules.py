@@ -386,6 +386,35 @@ def _is_installed(package: str) -> bool:
     return spec is not None and spec.origin is not None  # a folder ./wandb of earlier runs is no package
 
 
+def neighbourhoods(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """Rows that are alike make hard negatives of each other, where a loss reads them, and false ones."""
+    if not config["data"]["neighbourhoods"]:
+        return
+    if config["data"]["batching"] == "blended":
+        yield Problem(
+            "data.neighbourhoods: with data.batching=blended a batch is of all sources, and clusters are of one. Set "
+            "data.batching=one_source, or data.neighbourhoods to null."
+        )
+    for name, node in sources_of(config).items():
+        if node.get("texts_per_label") is not None:
+            yield Problem(
+                f"data.sources.{name}.texts_per_label={node['texts_per_label']}: with data.neighbourhoods the model says which "
+                "rows make a batch, and here the classes do. Set one of them to null."
+            )
+    reads = negatives_read(config["loss"])
+    filters = ("GuideFilter", "FalseNegativeFilter")
+    if config["objective"] or reads == {"hard_only"}:
+        yield Regret(
+            "data.neighbourhoods: nothing contrasts a query with the documents of its batch, so it does not matter which rows "
+            "share one. Leave it out, or use a loss with negatives=in_batch."
+        )
+    elif "in_batch" in reads and not any(kind_of(node) in filters for node in components(config["loss"])):
+        yield Regret(
+            "data.neighbourhoods: among rows that are alike, documents of others may well answer a query, and the loss pushes "
+            "them away. Filter them: loss=cde, or loss.modifiers (guide, false_negatives)."
+        )
+
+
 RULES: tuple[Rule, ...] = (
     batch_size,
     duration,
@@ -406,5 +435,6 @@ RULES: tuple[Rule, ...] = (
     groups,
     evaluation,
     tracker_packages,
+    neighbourhoods,
     *MINING_RULES,
 )

@@ -44,6 +44,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def barrier() -> None:
     if is_distributed():
         dist.barrier()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from embedtrain import distributed
 from embedtrain.assemble import build_evaluators, build_sources, build_teachers
@@ -25,7 +24,7 @@ log = logging.getLogger("embedtrain")
 
 def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, EvaluationResult]:
     """What each evaluator says of a model folder or hub name, the same on all ranks, which share the work."""
-    encoder = load_encoder(model).to(device())
+    encoder = load_encoder(model).to(distributed.device())
     return {
         name: evaluator(encoder, show_progress=distributed.is_main())
         for name, evaluator in build_evaluators(config).items()
@@ -35,7 +34,7 @@ def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, Evaluatio
 def embed_file(model: str, texts: Path, output: Path, *, role: Role) -> tuple[int, int]:
     """One vector for each line of `texts`, as float32 [N, E] in `output` (.npy). Returns (N, E)."""
     lines = read_lines(texts)
-    encoder = load_encoder(model).to(device())
+    encoder = load_encoder(model).to(distributed.device())
     vectors = encoder.encode(lines, role=role, show_progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.save(output, vectors.numpy())
@@ -59,7 +58,7 @@ def teach(config: Mapping[str, Any], name: str) -> Filled:
         )
     sources = build_sources(config).values()
     rows = sum(len(source) for source in sources)
-    return fill(teacher, chain.from_iterable(sources), rows=rows, device=device())
+    return fill(teacher, chain.from_iterable(sources), rows=rows, device=distributed.device())
 
 
 def read_lines(path: Path) -> list[str]:
@@ -78,9 +77,3 @@ def read_lines(path: Path) -> list[str]:
         if not line.strip():
             raise DataError(f"{path}:{number}: an empty line. Expected one text a line.")
     return lines
-
-
-def device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

@@ -30,7 +30,18 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "types", "distributed", "encoder", "data"},
     "export": {"errors", "types", "distributed", "encoder", "backbones", "pooling", "data"},
     "store": {"errors", "types", "distributed", "data"},
-    "mining": {"errors", "types", "distributed", "data", "encoder", "store", "evaluation", "export"},
+    "mining": {
+        "errors",
+        "types",
+        "distributed",
+        "config",
+        "data",
+        "encoder",
+        "store",
+        "evaluation",
+        "export",
+        "assemble",
+    },
     "teachers": {"errors", "types", "distributed", "data", "encoder", "export", "losses", "store"},
     "objectives": {"errors", "types", "backbones", "data", "encoder"},
     "assemble": {"errors", "types", "config", "backbones", "pooling", "data", "encoder", "evaluation"},
@@ -49,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
         "export",
         "assemble",
         "teachers",
+        "mining",
         "run",
         "whitening",
     },
@@ -60,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "run",
         "planning",
         "inference",
+        "mining",
         "training",
         "assemble",
         "evaluation",
@@ -118,6 +131,7 @@ def test_imports_point_downwards(path: Path) -> None:
 def test_the_layers_have_an_order() -> None:
     order = list(TopologicalSorter(ALLOWED).static_order())  # raises CycleError where there is none
     assert order.index("losses") < order.index("training") < order.index("cli")
+    assert order.index("data") < order.index("mining") < order.index("training")
 
 
 def _users(*modules: str) -> set[str]:
@@ -133,8 +147,14 @@ def test_one_file_calls_torch_distributed() -> None:
     assert _users("torch.distributed") == {"distributed.py"}
 
 
+def test_of_mining_the_command_alone_knows_a_config() -> None:
+    """Miner, searches, rescorers and filters are components; the command puts them together."""
+    knowing = _users("embedtrain.config", "embedtrain.assemble")
+    assert {name for name in knowing if name.startswith("mining/")} == {"mining/command.py"}
+
+
 def test_components_know_neither_hydra_nor_accelerate() -> None:
-    components = ("pooling", "backbones", "losses", "data", "evaluation", "export", "encoder.py")
+    components = ("pooling", "backbones", "losses", "data", "evaluation", "export", "mining", "encoder.py")
     knowing = _users("hydra", "omegaconf", "accelerate")
     # The report is no component: it reads a run directory, config.yaml included.
     assert not [name for name in knowing if name.startswith(components) and not name.startswith("evaluation/report")]

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from embedtrain import distributed
 from embedtrain.assemble import build_encoder, build_sources
 from embedtrain.config.build import build
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
-from embedtrain.inference import device
 from embedtrain.mining.job import write_version
 from embedtrain.training.stages import take_over
 
@@ -39,7 +39,7 @@ def main(path: str) -> None:
     if job["start"] is not None:
         take_over(encoder, Path(job["start"]))
     take_copy(encoder, Path(job["weights"]))
-    encoder.to(device())
+    encoder.to(distributed.device())
     encoder.encode_dtype = None if job["dtype"] is None else getattr(torch, job["dtype"])
     miner = build(config["miner"])
     write_version(

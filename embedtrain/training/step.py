@@ -104,7 +104,8 @@ class ContrastiveStep:
         outputs = [self._encode(chunk, seed) for chunk, seed in zip(plan, seeds, strict=True)]
         embeddings = _in_text_order(outputs, plan)
         if self.observe is not None:
-            self.observe(*(side.map(Tensor.detach) for side in _sides(embeddings, batch)), batch)
+            queries, documents = _sides(embeddings, batch)
+            self.observe(queries.map(Tensor.detach), documents.map(Tensor.detach), batch)
         output = self._loss(embeddings, batch, step, micro)
         self._refuse_non_finite(output, embeddings, batch, step)
         self.scale(output.loss * batch.share).backward()

@@ -17,7 +17,6 @@ from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
 from embedtrain.export.load import load_encoder, local_folder
 from embedtrain.mining.records import MiningData
-from embedtrain.mining.rescorers.device import rank_device
 from embedtrain.mining.search.pairs import inner_products_of_pairs
 from embedtrain.mining.vectors import embed
 
@@ -83,7 +82,7 @@ class BiEncoder:
             embedded.documents,
             np.searchsorted(asked, queries),
             np.searchsorted(answers, documents),
-            rank_device(),
+            distributed.device(),
         )
 
     def facts(self) -> dict[str, object]:
@@ -91,7 +90,7 @@ class BiEncoder:
         return self._facts
 
     def _load(self) -> Encoder:
-        encoder = load_encoder(self.folder).requires_grad_(False).eval().to(rank_device())
+        encoder = load_encoder(self.folder).requires_grad_(False).eval().to(distributed.device())
         if self.dtype != "float32":
             encoder.encode_dtype = getattr(torch, self.dtype)
         if self.prompts is not None:

@@ -20,7 +20,6 @@ from embedtrain.data.draws import Ints
 from embedtrain.errors import ConfigError, TrainingError
 from embedtrain.export.load import local_folder
 from embedtrain.mining.records import MiningData
-from embedtrain.mining.rescorers.device import rank_device
 from embedtrain.mining.rescorers.pair_store import PairStore, pair_keys
 from embedtrain.store.ranks import on_main
 from embedtrain.types import text_id
@@ -201,7 +200,7 @@ class CrossEncoder:
                 "reranker; for an embedding model use rescorer@miner.rescorer=bi_encoder."
             )
         model.config.pad_token_id = tokenizer.pad_token_id  # by which a decoder finds the last token
-        return tokenizer, model.eval().to(rank_device())
+        return tokenizer, model.eval().to(distributed.device())
 
     def _refuse_unfit(self) -> None:
         if self._config.num_labels != 1:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from embedtrain import distributed
@@ -26,10 +27,11 @@ from embedtrain.config.build import build
 from embedtrain.data.sources import Source
 from embedtrain.data.writers import WRITERS, MinedRow
 from embedtrain.encoder import Encoder
-from embedtrain.errors import ConfigError
+from embedtrain.errors import ConfigError, DataError
 from embedtrain.mining.audit import Audit, audit, summary_lines, write_audit
 from embedtrain.mining.miner import MinedSource, Miner
 from embedtrain.mining.records import NO_DOCUMENT, REASONS
+from embedtrain.store.ranks import on_main
 
 log = logging.getLogger("embedtrain")
 
@@ -37,53 +39,67 @@ log = logging.getLogger("embedtrain")
 def run_mining(config: Mapping[str, Any], *, output: Path, form: str) -> list[str]:
     """Mines for every source of a config. Returns what to tell the user. Every rank calls it.
 
-    form: a name of `WRITERS`. Raises ConfigError where the output folder is taken, else as `Miner.mine`.
+    form: a name of `WRITERS`. Raises ConfigError where the output folder is taken, DataError where it cannot be written, else
+    as `Miner.mine`.
     """
-    refuse_taken(output)
+    partial = on_main(lambda: _start(output))
     miner: Miner = build(config["miner"])
     sources = build_sources(config)
     encoder = encoder_of(config, miner)
-    partial = output.with_name(f"{output.name}.partial")
-    if distributed.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
     audits: dict[str, Audit] = {}
     said: list[str] = []
-    facts: dict[str, Any] = {}
+
+    def write(name: str, found: MinedSource) -> list[str]:
+        rows = rows_with_negatives(found, sources[name], keep_own=miner.own_negatives == "keep")
+        written = WRITERS[form](partial, name, rows)
+        audits[name] = audit(
+            found.data, found.mined, scored_by=found.scored_by, rescored=found.is_rescored, facts=found.facts
+        )
+        files = ", ".join(str(output / file.relative_to(partial)) for file in written.files)
+        lost = [
+            f"{form} has no place for {what.replace('_', ' ')}: {rows:,} rows" for what, rows in written.lost.items()
+        ]
+        return [
+            f"{name}: {written.rows:,} rows -> {files}",
+            *(f"  {line}" for line in lost + summary_lines(audits[name])),
+        ]
+
     for name, source in sources.items():
         found = miner.mine(source, name, encoder)
-        if not distributed.is_main():
-            continue
-        rows = rows_with_negatives(found, source, keep_own=miner.own_negatives == "keep")
-        written = WRITERS[form](partial, name, rows)
-        audits[name] = audit(found.data, found.mined, scored_by=found.scored_by, rescored=found.is_rescored)
-        facts[name] = found.facts
-        said += [
-            f"{name}: {written.rows:,} rows -> {', '.join(str(output / f.relative_to(partial)) for f in written.files)}"
-        ]
-        said += [f"  {form} has no place for the {what} of {rows:,} rows" for what, rows in written.lost.items()]
-        said += [f"  {line}" for line in summary_lines(audits[name])]
-    if distributed.is_main():
-        write_audit(partial, audits, {"config": config, "sources": facts})
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        (partial / "config.yaml").write_text(text, encoding="utf-8")
-        partial.rename(output)
-        said.append(f"report: {output / 'report.html'}")
-    distributed.barrier()
-    return said
+        said += on_main(lambda name=name, found=found: write(name, found))  # type: ignore[misc]
+    on_main(lambda: _finish(partial, output, audits, config))
+    return [*said, f"report: {output / 'report.html'}"] if distributed.is_main() else []
 
 
-def refuse_taken(output: Path) -> None:
+def _start(output: Path) -> Path:
+    """An empty folder beside `output`, in which all is written."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output={output}: is there already. Choose another folder, or remove it.")
+    partial = output.absolute().with_name(f"{output.absolute().name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"output={output}: no folder can be made there ({error}). Choose another place.") from error
+    return partial
+
+
+def _finish(partial: Path, output: Path, audits: Mapping[str, Audit], config: Mapping[str, Any]) -> None:
+    """The report, the config, and the folder's name."""
+    write_audit(partial, audits, {"config": dict(config), "command": shlex.join(["embedtrain", *sys.argv[1:]])})
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    try:
+        (partial / "config.yaml").write_text(text, encoding="utf-8")
+        partial.rename(output)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error}). What was mined is in {partial}.") from error
 
 
 def encoder_of(config: Mapping[str, Any], miner: Miner) -> Encoder | None:
     """The encoder of the config, where the miner searches by it."""
     if miner.model is not None or not miner.search.reads_vectors:
         return None
-    encoder = build_encoder(config)
-    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    return build_encoder(config).to(distributed.device())
 
 
 def rows_with_negatives(found: MinedSource, source: Source, *, keep_own: bool) -> Iterator[MinedRow]:

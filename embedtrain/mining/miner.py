@@ -14,12 +14,9 @@ ranks and the order of the rows change nothing.
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +35,10 @@ from embedtrain.export.load import load_encoder
 from embedtrain.mining.corpus import Corpus, read_corpus
 from embedtrain.mining.data import mining_data
 from embedtrain.mining.draw import draw_negatives
-from embedtrain.mining.exclusion import candidates_of, positives_of
+from embedtrain.mining.exclusion import candidates_of
 from embedtrain.mining.filters.rank_range import RankRange
 from embedtrain.mining.near_duplicates import Copies
+from embedtrain.mining.pairs import kept_pairs, positives_of
 from embedtrain.mining.ranks import own_queries
 from embedtrain.mining.records import (
     NO_DOCUMENT,
@@ -55,6 +53,7 @@ from embedtrain.mining.records import (
     SearchRequest,
 )
 from embedtrain.mining.search.exact import Exact
+from embedtrain.mining.search.files import scratch
 from embedtrain.mining.short_rows import settle_short_rows
 from embedtrain.mining.vectors import Embedded, embed
 
@@ -172,12 +171,12 @@ class Miner:
                 show_progress=True,
             )
         searched = time.perf_counter()
-        with self._scratch() as folder:
+        with scratch(store or self.store) as folder:
             request = SearchRequest(
                 data=data,
                 queries=embedded.queries if embedded else None,
                 documents=embedded.documents if embedded else None,
-                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+                device=distributed.device(),
                 max_memory=round(self.max_memory_gb * 2**30),
                 folder=folder,
             )
@@ -190,12 +189,14 @@ class Miner:
             "model": self._model_name(encoder),
             **(embedded.facts() if embedded else {}),
             "search": self.search.facts(),
-            **{f"filter {name}": part.facts() for name, part in self._parts().items() if hasattr(part, "facts")},
+            **({"rescorer": self.rescorer.facts()} if self.rescorer else {}),
+            **{f"filter {name}": facts for name, facts in self._facts_of_filters().items()},
+            "short_rows": mined.short_rows,
             "search_seconds": chosen - searched,
             "choice_seconds": ended - chosen,
             "seconds": ended - started,
         }
-        log.info("%s", _line(data, mined, facts))
+        _say(data, mined, facts)
         return MinedSource(data, mined, self._scored_by(encoder), self.rescorer is not None, facts)
 
     # ------------------------------------------------------------------------------------------------------- choice
@@ -206,6 +207,7 @@ class Miner:
         copies = Copies(data.documents, self.near_duplicates)
         dropped: Counter[str] = Counter()
         dropped_queries: Counter[str] = Counter()
+        short_rows: Counter[str] = Counter()
         blocks = self._blocks(request, found, copies, dropped)
         # A rescorer, and a filter that asks one, are called once with all pairs of a rank; else blocks pass one by one.
         at_once = self.rescorer is not None or any(hasattr(part, "prepare") for part in self.filters.values())
@@ -213,9 +215,10 @@ class Miner:
         for together in [list(blocks)] if at_once else ([block] for block in blocks):
             self._rescore(data, together, dropped)
             self._filter(data, together, self.filters, dropped)
-            parts += [self._draw(block, copies, dropped, dropped_queries) for block in together]
-        whole = Mined.cat(parts)
-        return replace(whole, dropped=dict(dropped), dropped_queries=dict(dropped_queries))
+            parts += [self._draw(block, copies, dropped_queries, short_rows) for block in together]
+        return replace(
+            Mined.cat(parts), dropped=dict(dropped), dropped_queries=dict(dropped_queries), short_rows=dict(short_rows)
+        )
 
     def _blocks(
         self, request: SearchRequest, found: Found, copies: Copies, dropped: Counter[str]
@@ -258,7 +261,6 @@ class Miner:
         scores = self.rescorer.score(data, queries, documents)
         for block, own in zip(blocks, scores.split([pair[0].size for pair in pairs]), strict=True):
             count = int(block.kept.sum())
-            block.documents = block.documents.masked_fill(~block.kept, NO_DOCUMENT)
             block.scores = torch.full_like(block.scores, torch.nan).masked_scatter_(block.kept, own[:count])
             block.positive_scores = own[count:]
 
@@ -275,7 +277,7 @@ class Miner:
                 block.kept = block.kept & stays
 
     def _draw(
-        self, candidates: Candidates, copies: Copies, dropped: Counter[str], dropped_queries: Counter[str]
+        self, candidates: Candidates, copies: Copies, dropped_queries: Counter[str], short_rows: Counter[str]
     ) -> Mined:
         """The negatives of a block, after query filters and the policy for short rows."""
         wanted = np.ones(candidates.queries.size, dtype=np.bool_)
@@ -286,6 +288,7 @@ class Miner:
         drawn = draw_negatives(candidates, self.num_negatives, self.draw, self.temperature, self.seed)
         settled = settle_short_rows(drawn, candidates, self.short_rows, copies, self.seed, wanted)
         dropped_queries["short_rows"] += int((wanted & ~settled.stays).sum())
+        short_rows.update(settled.counts)
         return Mined(
             *settled.drawn,
             positive_scores=candidates.positive_scores.float().numpy(),
@@ -306,8 +309,7 @@ class Miner:
                 raise ConfigError("miner.model: null, and there is no encoder to search by. Name a model.")
             return encoder
         if self._encoder is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._encoder = load_encoder(self.model).requires_grad_(False).eval().to(device)
+            self._encoder = load_encoder(self.model).requires_grad_(False).eval().to(distributed.device())
         return self._encoder
 
     def _read_corpus(self) -> Corpus | None:
@@ -315,43 +317,22 @@ class Miner:
             self._corpus = read_corpus(self.corpus)
         return self._corpus
 
-    def _parts(self) -> dict[str, Any]:
-        return {**self.filters, **self.query_filters}
+    def _facts_of_filters(self) -> dict[str, Any]:
+        """By name, of those that have some to tell. Each rank counts its own queries."""
+        parts = {**self.filters, **self.query_filters}
+        own = {name: part.facts() for name, part in parts.items() if hasattr(part, "facts")}
+        return _added(distributed.gather_objects(own))
 
     def _model_name(self, encoder: Encoder | None) -> str | None:
+        """Whose embeddings are searched; None where the search reads none."""
         if not self.search.reads_vectors:
             return None
-        return self.model or str(getattr(encoder.backbone, "name", "the encoder")) if encoder or self.model else None
+        return self.model or str(getattr(self._searching(encoder).backbone, "name", "the encoder"))
 
     def _scored_by(self, encoder: Encoder | None) -> str:
         if self.rescorer is not None:
             return self.rescorer.name
         return self._model_name(encoder) or str(self.search.facts().get("kind", type(self.search).__name__))
-
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """An empty folder that all ranks see, gone afterwards."""
-        named = None
-        if distributed.is_main():
-            self.store.mkdir(parents=True, exist_ok=True)
-            named = tempfile.mkdtemp(prefix="index-", dir=self.store)
-        folder = Path(str(distributed.broadcast_object(named)))
-        try:
-            yield folder
-        finally:
-            distributed.barrier()
-            if distributed.is_main():
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def kept_pairs(block: Candidates) -> tuple[Ints, Ints]:
-    """(queries, documents): all that is kept, row by row, and then all positives."""
-    row, column = (place.numpy() for place in torch.nonzero(block.kept, as_tuple=True))
-    owner, positives = positives_of(block.data, block.queries)
-    return (
-        np.concatenate([block.queries[row], block.queries[owner]]),
-        np.concatenate([block.documents.numpy()[row, column], positives]),
-    )
 
 
 def _nothing(width: int) -> Mined:
@@ -366,11 +347,27 @@ def _nothing(width: int) -> Mined:
     )
 
 
-def _line(data: MiningData, mined: Mined, facts: Mapping[str, Any]) -> str:
-    """One line for the log."""
+def _added(parts: Sequence[Any]) -> Any:
+    """Facts of all ranks as one: whole numbers are added up, the rest is the same everywhere."""
+    first = parts[0]
+    if isinstance(first, Mapping):
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: _added([part[name] for part in parts if name in part]) for name in names}
+    if isinstance(first, int) and not isinstance(first, bool):
+        return sum(parts)
+    return first
+
+
+def _say(data: MiningData, mined: Mined, facts: Mapping[str, Any]) -> None:
+    """What was found, for the log, and what must not pass in silence."""
     count = int((mined.documents != NO_DOCUMENT).sum())
     encoded = f", {facts['encoded']:,} texts embedded and {facts['there']:,} found" if "encoded" in facts else ""
-    return (
+    log.info(
         f"mined {data.source}: {count:,} negatives for {len(data.queries):,} queries from {data.num_searched:,} documents"
         f"{encoded}, {facts['seconds']:.1f} s"
     )
+    if facts.get("zero_vectors"):
+        log.warning(
+            f"{data.source}: {facts['zero_vectors']:,} texts have the vector 0, which is as similar to one text as to any other. "
+            "Look for empty texts and a broken model; miner.query_filters can drop such queries (minimum_positive)."
+        )

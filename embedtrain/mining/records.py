@@ -122,6 +122,10 @@ class Rescorer(Protocol):
         """[n] fp32, CPU, of n pairs. Every rank calls it once per mining with its own pairs, also with none."""
         ...
 
+    def facts(self) -> dict[str, object]:
+        """What the report says of the last `score`, of all ranks."""
+        ...
+
 
 @dataclass(slots=True)
 class Candidates:
@@ -196,7 +200,7 @@ class Mined:
     kept_queries: np.ndarray  # [Q] bool: False where a query filter dropped the query
     dropped: dict[str, int] = field(default_factory=dict)  # candidates taken out, by exclusion or filter name
     dropped_queries: dict[str, int] = field(default_factory=dict)  # by query filter
-    facts: dict[str, object] = field(default_factory=dict)  # of search, rescorer, filters; for the report
+    short_rows: dict[str, int] = field(default_factory=dict)  # how many there were, and what became of them
 
     @staticmethod
     def cat(parts: Sequence[Mined]) -> Mined:
@@ -207,13 +211,15 @@ class Mined:
             return {name: sum(one.get(name, 0) for one in counts) for name in names}
 
         return Mined(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("documents", "scores", "ranks", "reasons", "positive_scores", "kept_queries")
-            ),
+            documents=np.concatenate([part.documents for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            ranks=np.concatenate([part.ranks for part in parts]),
+            reasons=np.concatenate([part.reasons for part in parts]),
+            positive_scores=np.concatenate([part.positive_scores for part in parts]),
+            kept_queries=np.concatenate([part.kept_queries for part in parts]),
             dropped=summed([part.dropped for part in parts]),
             dropped_queries=summed([part.dropped_queries for part in parts]),
-            facts=parts[0].facts,
+            short_rows=summed([part.short_rows for part in parts]),
         )
 
 

@@ -1,14 +1,48 @@
-"""An index on disk that is there as a whole or not at all."""
+"""An index on disk: a folder for it, and files that are there as a whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from embedtrain import distributed
 from embedtrain.errors import DataError
+from embedtrain.store.ranks import on_main
+
+_SCRATCH = "index-"
+# No search takes that long, so a folder that is older was left by a kill.
+_SECONDS_OF_A_SEARCH = 7 * 24 * 3600
+
+
+@contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """An empty folder below `root`, on a disk that all ranks share; gone afterwards, and so are those that kills have left.
+
+    Every rank calls it. Raises DataError where none can be made.
+    """
+    folder = on_main(lambda: _new_folder(root))
+    try:
+        yield folder
+        distributed.barrier()  # nobody reads any more; after an error nobody waits
+    finally:
+        if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(root: Path) -> Path:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f"{_SCRATCH}*"):
+            if time.time() - left.stat().st_mtime > _SECONDS_OF_A_SEARCH:
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+    except OSError as error:
+        raise DataError(f"{root}: no folder can be made here ({error}). Set another miner.store.") from error
 
 
 @contextmanager

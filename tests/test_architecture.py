@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "types",
         "distributed",
         "config",
+        "environment",
         "data",
         "encoder",
         "store",

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from embedtrain.config.build import build
 from embedtrain.data.sources import Source
 from embedtrain.data.writers import WRITERS, MinedRow
 from embedtrain.encoder import Encoder
+from embedtrain.environment import command_line
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.mining.audit import Audit, audit, summary_lines, write_audit
 from embedtrain.mining.miner import MinedSource, Miner
@@ -53,7 +52,12 @@ def run_mining(config: Mapping[str, Any], *, output: Path, form: str) -> list[st
         rows = rows_with_negatives(found, sources[name], keep_own=miner.own_negatives == "keep")
         written = WRITERS[form](partial, name, rows)
         audits[name] = audit(
-            found.data, found.mined, scored_by=found.scored_by, rescored=found.is_rescored, facts=found.facts
+            found.data,
+            found.mined,
+            scored_by=found.scored_by,
+            rescored=found.is_rescored,
+            facts=found.facts,
+            seed=miner.seed,
         )
         files = ", ".join(str(output / file.relative_to(partial)) for file in written.files)
         lost = [
@@ -86,7 +90,7 @@ def _start(output: Path) -> Path:
 
 def _finish(partial: Path, output: Path, audits: Mapping[str, Audit], config: Mapping[str, Any]) -> None:
     """The report, the config, and the folder's name."""
-    write_audit(partial, audits, {"config": dict(config), "command": shlex.join(["embedtrain", *sys.argv[1:]])})
+    write_audit(partial, audits, {"config": dict(config), "command": command_line()})
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     try:
         (partial / "config.yaml").write_text(text, encoding="utf-8")

@@ -221,10 +221,10 @@ class Sampler:
         for source in np.unique(rows.source):
             at = np.flatnonzero(rows.source == source)
             mined = (negatives or {}).get(self.mixture.names[source])
-            drawn_here = self._draw(int(source), rows[at], mined)
-            sides = [np.split(which, np.cumsum(taken)[:-1]) for taken, which in drawn_here]
-            for place, positives, negatives in zip(at, *sides, strict=True):
-                drawn[place] = (positives.tolist(), negatives.tolist())
+            here = self._draw(int(source), rows[at], mined)
+            sides = [np.split(which, np.cumsum(taken)[:-1]) for taken, which in here]
+            for place, *numbers in zip(at, *sides, strict=True):
+                drawn[place] = (numbers[0].tolist(), numbers[1].tolist())
         return drawn
 
     def _draw(self, source: int, rows: Rows, mined: Ints | None = None) -> list[tuple[Ints, Ints]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,7 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
         query_augmentation=settings["query_augmentation"],
         closing_ids=closing_ids(pooling),
     )
-    return Encoder(
+    encoder = Encoder(
         backbone=backbone,
         pooling=pooling,
         tokenizer=tokenizer,
@@ -59,6 +60,25 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
             if node is not None
         },
     )
+    if settings["train_only"]:
+        freeze_others(encoder, settings["train_only"])
+    return encoder
+
+
+def freeze_others(encoder: Encoder, patterns: Sequence[str]) -> None:
+    """Parameters whose names no pattern is found in do not train. Raises ConfigError for a pattern that is found in none."""
+    unused = set(patterns)
+    for name, parameter in encoder.named_parameters():
+        found = {pattern for pattern in patterns if re.search(pattern, name)}
+        unused -= found
+        if not found:
+            parameter.requires_grad_(False)
+    if unused:
+        some = ", ".join(list(dict(encoder.named_parameters()))[:5])
+        raise ConfigError(
+            f"encoder.train_only: no parameter has a name that matches {', '.join(map(repr, sorted(unused)))}. Names look like: "
+            f"{some}, ..."
+        )
 
 
 def build_pooling(

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,10 @@ usage: embedtrain <command> [recipe=<name>] [key=value ...] [--config-dir DIR] [
 
 commands
   train      train, prove, export and report; `accelerate launch train.py ...` is the same on many devices
-  check      the resolved config with where each part is from, and the plan; also: world=8 output=json
-  recipes    what recipe=<name> can be
+  check      the resolved config with where each part is from, and the plan; also: world=8 or launch=ddp_8gpu, for memory
+             and operations per device; hardware=h100 for hours and money (rows: launch/hardware.yaml); output=json
+  recipes    what recipe=<name> can be: paper, published result, what was run here; also: output=json
+  smoke      recipe=<name>: all its stages in a minute, on a small random model of its family and small texts; also: output=
   evaluate   measure a model: model=<folder, run directory or hub name> and the evaluators; also: output=json
   export     run=<directory>: the newest checkpoint of a run as a verified model folder; also: folder=<where to>
   report     run=<directory>: write its report.html again
@@ -252,17 +253,28 @@ def _announce(run: Run, warnings: Sequence[str]) -> None:
 
 
 def _check(arguments: Arguments) -> int:
+    from embedtrain.outlay import read_hardware, read_launch
+
     output = arguments.take("output", "text", ("text", "json"))
-    world = arguments.take("world", os.environ.get("WORLD_SIZE", "1"))
+    named = arguments.take("launch", "")
+    launch = read_launch(named) if named else None
+    world = arguments.take("world", str(launch.world) if launch else os.environ.get("WORLD_SIZE", "1"))
     if not world.isdecimal() or int(world) < 1:
         raise ConfigError(f"world={world}: expected the number of devices, at least 1.")
+    row = arguments.take("hardware", "")
+    hardware = read_hardware(row) if row else None
     composed, warnings = _compose(arguments, world=int(world))
+    if launch and composed.config["training"]["mixed_precision"] is None:
+        composed.config["training"]["mixed_precision"] = launch.mixed_precision
 
     from embedtrain.config.origins import tree
     from embedtrain.config.stages import stage_configs
     from embedtrain.planning import make_plan
 
-    plans = {name: make_plan(settings, world=int(world)) for name, settings in stage_configs(composed.config).items()}
+    plans = {
+        name: make_plan(settings, world=int(world), hardware=hardware)
+        for name, settings in stage_configs(composed.config).items()
+    }
     if output == "json":
         known = {name: plan.as_dict() for name, plan in plans.items()}
         one_or_many = {"plan": known[""]} if "" in known else {"plans": known}
@@ -369,7 +381,7 @@ def _mine(arguments: Arguments) -> int:
     output = Path(arguments.required("output", "the folder to write"))
     folders = {"config_dir": arguments.config_dir, "from_run": arguments.from_run}
     composed = compose_config(arguments.overrides, **folders)
-    if not composed.config["miner"]:
+    if "_target_" not in composed.config["miner"]:  # none was chosen, at most settings of it
         composed = compose_config([*arguments.overrides, "miner=percent_of_positive"], **folders)
     if model:
         composed.config["miner"]["model"] = model
@@ -406,25 +418,63 @@ def _teach(arguments: Arguments) -> int:
 
 
 def _recipes(arguments: Arguments) -> int:
-    from embedtrain.config.compose import recipe_files
+    from embedtrain.config.cards import cards
 
-    for name, path in recipe_files(arguments.config_dir).items():
-        print(f"{name}\n    " + "\n    ".join(headline(path.read_text(encoding="utf-8"))))
+    output = arguments.take("output", "text", ("text", "json"))
+    found = cards(arguments.config_dir)
+    if output == "json":
+        print(json.dumps({name: {"about": about, **card} for name, (about, card) in found.items()}, indent=2))
+        return 0
+    for name, (about, card) in found.items():
+        published = ", ".join(f"{benchmark} {score}" for benchmark, score in (card.get("scores") or {}).items())
+        said = {
+            "paper": card.get("paper"),
+            "published": published,
+            "ran": card.get("ran"),
+            "not run": card.get("not_run"),
+        }
+        lines = [*about, *(f"{what:<11}{text}" for what, text in said.items() if text)]
+        print(f"{name}\n    " + "\n    ".join(lines))
     return 0
 
 
-def headline(text: str) -> list[str]:
-    """The comment on top of a recipe: what it is, its paper, its command."""
-    lines = text.splitlines()
-    if lines and lines[0].startswith("# @package"):
-        lines = lines[1:]
-    return [line.lstrip("# ").rstrip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+def _smoke(arguments: Arguments) -> int:
+    folder = arguments.take("output", "")
+    named = next((text.partition("=")[2] for text in arguments.overrides if text.startswith("recipe=")), "")
+    if not named:
+        raise ConfigError("recipe: required, and not set. Expected recipe=<name>; `embedtrain recipes` lists them.")
+
+    from embedtrain.config.compose import compose_config
+
+    composed = compose_config(arguments.overrides, config_dir=arguments.config_dir)
+    place = Path(folder or f"runs/smoke/{Path(named).stem}")
+    if (place / "run").exists():
+        raise ConfigError(
+            f"output={place}: a smoke run is there already. Remove it, or choose another output=<folder>."
+        )
+
+    from embedtrain.config.validate import validate
+    from embedtrain.run import Run
+    from embedtrain.smoke import shrink
+    from embedtrain.training.job import run_training
+
+    small = shrink(composed.config, place)
+    warnings = validate(small, [problem for problem in composed.problems if "required" not in problem])
+    _join_ranks()
+    run = Run.start(small, composed.overrides, composed.choices)
+    _announce(run, warnings)
+    code = run_training(run.config, run)
+    if code == 0:
+        run.finish()
+        log.info("%s fits together: every stage trained, and the model was exported and read again.", Path(named).stem)
+    return code
 
 
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": _train,
     "check": _check,
     "recipes": _recipes,
+    "smoke": _smoke,
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,

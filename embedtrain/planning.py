@@ -17,13 +17,15 @@ texts are shorter, so this is an upper bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from embedtrain.assemble import build_encoder, build_sources, build_teachers
+from embedtrain.assemble import build_encoder, build_sources
 from embedtrain.config.build import build
 from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
 from embedtrain.data.lengths import check_lengths
@@ -33,8 +35,12 @@ from embedtrain.data.sampling import Sampler, refuse_small_batches
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
 from embedtrain.losses.fit import fit, refuse_bare_rows
+from embedtrain.outlay import Hardware, Outlay, flops_per_step, outlay, smallest_that_fits
+from embedtrain.pinned import pinned, stand_in
 from embedtrain.teachers.spread import refuse_squashed_rows
 from embedtrain.types import Teacher
+
+_PUBLISHED = ("parameters", "embedding_dim")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Parameters:
     layers: int
     hidden_size: int
     inner_size: int
+    multiplied: int  # weights that every token is multiplied with: all but rows of embedding tables
+    multiplied_trainable: int
 
     @property
     def trainable_share(self) -> float:
@@ -86,6 +94,23 @@ class SourcePlan:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a publication says of a model, beside what ours has."""
+
+    parameters: float | None
+    embedding_dim: int | None
+
+    def line(self, own: Parameters) -> str:
+        said = []
+        if self.parameters is not None:
+            said.append(f"{self.parameters:,.0f} parameters ({own.total / self.parameters - 1:+.1%} here)")
+        if self.embedding_dim is not None:
+            here = "" if own.embedding_dim == self.embedding_dim else f" ({own.embedding_dim} here)"
+            said.append(f"{self.embedding_dim} dimensions{here}")
+        return ", ".join(said)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The plan of a run on `world` ranks. What could not be found out is None and has its reason in `unknown`.
 
@@ -101,6 +126,8 @@ class Plan:
     steps: int | None
     tokens_per_step: int  # at most
     memory: dict[str, int] | None  # bytes per device by part
+    published: Published | None = None  # what the recipe's publication says of the same model
+    outlay: Outlay | None = None
     sources: dict[str, SourcePlan] = field(default_factory=dict)  # where batches are of one source, each
     neighbourhoods: str | None = None  # of what batches are neighbourhoods, and how large those are
     unknown: list[str] = field(default_factory=list)
@@ -126,6 +153,8 @@ class Plan:
             share = "all trained" if p.trainable == p.total else f"{p.trainable:,} trained ({p.trainable_share:.2%})"
             text.append(f"parameters         {p.total:,}, {share}")
             text.append(f"embedding          {p.embedding_dim} dimensions")
+            if self.published is not None:
+                text.append(f"published          {self.published.line(p)}")
         text.append(f"queries per step   {self.queries_per_step:,}")
         n = self.negatives
         if n is not None:
@@ -146,15 +175,38 @@ class Plan:
         if self.memory is not None:
             parts = " + ".join(f"{name} {_size(count)}" for name, count in self.memory.items())
             text.append(f"memory per device  at most about {_size(sum(self.memory.values()))}: {parts}")
+            text.append(f"fits               {self._fits()}")
+        if self.outlay is not None:
+            text += self.outlay.lines(self.world)
         return text + [f"unknown            {reason}" for reason in self.unknown]
 
+    def _fits(self) -> str:
+        """The smallest device that takes it, and whether the one that was named does."""
+        assert self.memory is not None
+        size = sum(self.memory.values())
+        smallest = smallest_that_fits(size)
+        said = "no device of launch/hardware.yaml" if smallest is None else f"{smallest.name} and larger"
+        named = None if self.outlay is None else self.outlay.hardware
+        if named is not None and not named.fits(size):
+            said += f"; {named.name} has {named.memory:g} GB: too small. Lower training.chunk_tokens, raise training.cached_share"
+        return said
 
-def make_plan(config: dict[str, Any], *, world: int) -> Plan:
+
+def make_plan(config: dict[str, Any], *, world: int, hardware: Hardware | None = None) -> Plan:
     """The plan of a validated config on `world` ranks. Reads model configurations, the sizes of the data and some rows.
 
-    Raises ConfigError or DataError where the loss does not fit the model, its teachers or the scores of the rows.
+    A model whose configuration ships with the recipes is not looked for anywhere else. Raises ConfigError or DataError where
+    the loss does not fit the model, its teachers or the scores of the rows.
     """
-    training, data, unknown = config["training"], config["data"], []
+    known = pinned(config["backbone"]["name"])
+    with ExitStack() as stack:
+        if known is not None and known.config:
+            config = {**config, "backbone": {**config["backbone"], "name": stack.enter_context(stand_in(known))}}
+        return _plan(config, world, hardware)
+
+
+def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan:
+    training, data, card, unknown = config["training"], config["data"], config["card"], []
     per_step = queries_per_step(training, world)
     parameters: Parameters | None = None
     loss = None if config["objective"] else build_shapes(config["loss"])
@@ -177,7 +229,7 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         sampler, pools = None, [unread_pool(config, per_step)]
     else:
         if loss is not None:
-            refuse_bare_rows(loss, examples)
+            refuse_bare_rows(loss, examples, scored=bool(config["miner"].get("rescorer")))
             refuse_squashed_rows(loss, examples)
         if encoder is not None:
             check_lengths(sources, encoder.tokenizer, getattr(encoder.backbone, "longest_text", None))
@@ -199,6 +251,10 @@ def make_plan(config: dict[str, Any], *, world: int) -> Plan:
         steps=steps,
         tokens_per_step=tokens,
         memory=estimate_memory(config, parameters, tokens / training["accumulation_steps"] / world)
+        if parameters
+        else None,
+        published=Published(card["parameters"], card["embedding_dim"]) if any(card[k] for k in _PUBLISHED) else None,
+        outlay=outlay(flops_per_step(config, parameters, tokens), steps, world, training["mixed_precision"], hardware)
         if parameters
         else None,
         sources={pool.source: plan for pool, plan in zip(pools, planned, strict=True) if pool.source is not None},
@@ -226,7 +282,16 @@ def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, Teacher]
     """The encoder on the meta device, which is shapes without storage, and the teachers without weights."""
     with torch.device("meta"):
         encoder = build_encoder({**config, "backbone": {**config["backbone"], "weights": "random"}})
-    return encoder, build_teachers(config)
+    return encoder, {name: _teacher(name, node) for name, node in config["teachers"].items() if node is not None}
+
+
+def _teacher(name: str, node: Mapping[str, Any]) -> Any:
+    """A teacher without weights. Of one that ships with the recipes its dimension is enough."""
+    model = node.get("model") or (node.get("filled_by") or {}).get("model")
+    known = pinned(str(model))
+    if known is not None and known.embedding_dim is not None:
+        return SimpleNamespace(dim=known.embedding_dim)
+    return build(node, name=name)
 
 
 def build_shapes(node: Mapping[str, Any], **runtime: Any) -> nn.Module:
@@ -240,6 +305,8 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     encoder: Any = parts[0]
     known = list(nn.ModuleList(parts).parameters())
     shape: Any = encoder.backbone.config
+    tables = {id(m.weight) for part in parts for m in part.modules() if isinstance(m, nn.Embedding)}
+    multiplied = [p for p in known if id(p) not in tables]
     return Parameters(
         total=sum(p.numel() for p in known),
         trainable=sum(p.numel() for p in known if p.requires_grad),
@@ -248,6 +315,8 @@ def count_parameters(*parts: nn.Module) -> Parameters:
         layers=shape.num_hidden_layers,
         hidden_size=shape.hidden_size,
         inner_size=getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size,
+        multiplied=sum(p.numel() for p in multiplied),
+        multiplied_trainable=sum(p.numel() for p in multiplied if p.requires_grad),
     )
 
 

@@ -1,28 +1,23 @@
-"""Every recipe: composes, is in order, reads back from a run directory as it was, and runs: two steps of a tiny model."""
+"""Every recipe: composes, is in order, reads back from a run directory as it was, says where its numbers are from, and plans
+without a model hub. That it runs: tests/smoke."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 
-from embedtrain import cli, log
-from embedtrain.assemble import build_encoder
-from embedtrain.cli import headline
-from embedtrain.config.build import build
-from embedtrain.config.compose import compose_config, load_saved, recipe_files
+from embedtrain import cli
+from embedtrain.config.cards import cards, headline
+from embedtrain.config.compose import ROOT, compose_config, load_saved, recipe_files
+from embedtrain.config.stages import stage_configs
 from embedtrain.config.validate import validate
-from embedtrain.training.checkpoint import find_checkpoint, load_weights
-from embedtrain.training.optim import named_trainable
-from tests.helpers.models import tiny_model_dir
-from tests.helpers.runs import write_pairs
+from embedtrain.planning import make_plan
+from tests.helpers.provenance import untagged
 
 RECIPES = recipe_files()
 # What a recipe leaves to its user.
@@ -53,59 +48,83 @@ def test_a_recipe_is_named_after_its_file(name: str) -> None:
     assert composed.config["run"]["name"] == name
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[dict[str, list[str]]]:
-    """What makes each recipe small, and gives it what it asks of its user."""
-    model = f"backbone.name={tiny_model_dir('bert', tmp_path)}"
-    stdlib = tmp_path / "stdlib"
-    yield {
-        "quickstart": [
-            model,
-            f"data.sources.stdlib.folder={stdlib}",
-            "data.sources.stdlib.limit=30",
-            f"evaluation.evaluators.held_out.pairs.folder={stdlib}",
-            "evaluation.evaluators.held_out.pairs.limit=12",
-        ],
-        "finetune": [model, f"data.path={write_pairs(tmp_path / 'pairs.jsonl', 60)}", "data.sources.pairs.limit=30"],
-    }
-    log.stop()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_and_its_export_gives_the_embeddings_of_the_trained_encoder(
-    name: str, small: dict[str, list[str]], tmp_path: Path
-) -> None:
-    from sentence_transformers import SentenceTransformer
+def test_a_recipe_says_which_paper_what_was_run_and_what_was_not(name: str) -> None:
+    _, card = cards()[name]
+    assert card.get("title")
+    assert card.get("paper")
+    assert card.get("ran")
+    assert card.get("not_run") or name in ASKED_OF_THE_USER
+    assert (
+        "arXiv:" in card["paper"]
+        or card["paper"].startswith("none: ")
+        or "doi " in card["paper"]
+        or "http" in card["paper"]
+    )
 
-    AcceleratorState._reset_state()
-    run = tmp_path / "run"
-    settings = [
-        f"run.dir={run}",
-        "training.max_steps=2",
-        "training.global_batch_size=8",
-        "training.log_every=1",
-        "encoder.max_query_length=64",
-        "encoder.max_document_length=64",
-        "data.num_workers=0",
-    ]
-    assert cli.main(["train", f"recipe={name}", *settings, *small[name]]) == 0
 
-    measured = [json.loads(line)["train/loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    said = [float(loss) for loss in re.findall(r"step \d of 2  loss (\S+)", (run / "log.txt").read_text())]
-    assert len(measured) == 2
-    assert all(math.isfinite(loss) and loss > 0 for loss in measured)
-    assert said == pytest.approx(measured, abs=1e-4)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_number_of_a_recipe_says_where_it_is_from(name: str) -> None:
+    assert untagged(RECIPES[name].read_text(encoding="utf-8")) == []
 
-    config = load_saved(run / "config.yaml")
-    encoder = build_encoder(config)
-    texts = ["read a file line by line", "def f(x):\n    return x", "."]
-    untrained = encoder.encode(texts, role="query").numpy()
-    checkpoint = find_checkpoint(run / "checkpoints")
-    assert checkpoint is not None
-    assert checkpoint.step == 2
-    load_weights(checkpoint, named_trainable({"encoder": encoder, "loss": build(config["loss"])}))
-    exported = SentenceTransformer(str(run / "model"), device="cpu")
-    for role, encode in (("query", exported.encode_query), ("document", exported.encode_document)):
-        np.testing.assert_allclose(encode(texts), encoder.encode(texts, role=role).numpy(), atol=1e-5)
-    assert np.abs(exported.encode_query(texts) - untrained).max() > 1e-4
+
+def test_every_recipe_has_a_row_in_the_table() -> None:
+    rows = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").splitlines()
+    assert [name for name in RECIPES if not any(row.startswith(f"| [{name}](") for row in rows)] == []
+
+
+# Published counts are rounded, and some leave out what the table of words or a head has.
+TOLERANCE = 0.02
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ASKED_OF_THE_USER and name != "quickstart"])
+def test_a_recipe_plans_without_a_model_hub_and_has_the_published_size(name: str) -> None:
+    composed = compose_config([f"recipe={name}"])
+    card = composed.config["card"]
+    validate(composed.config, composed.problems, world=8)
+    plans = {stage: make_plan(config, world=8) for stage, config in stage_configs(composed.config).items()}
+    for plan in plans.values():
+        assert plan.parameters is not None, plan.unknown
+        assert plan.memory is not None
+        assert plan.outlay is not None
+    last = list(plans.values())[-1].parameters
+    assert last is not None
+    if card["parameters"] is not None:
+        assert last.total == pytest.approx(card["parameters"], rel=TOLERANCE)
+    if card["embedding_dim"] is not None:
+        assert last.embedding_dim == card["embedding_dim"]
+
+
+def test_the_command_lists_every_recipe_with_its_paper_and_imports_no_torch() -> None:
+    program = "import sys; from embedtrain.cli import main; main(['recipes', 'output=json']); assert 'torch' not in sys.modules"
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    listed = json.loads(answer)
+    assert list(listed) == list(RECIPES)
+    assert listed["nv_embed_v1"]["paper"] == listed["nv_embed"]["paper"]
+    assert listed["nv_embed_v1"]["title"] == "NV-Embed v1"
+
+
+def test_a_number_without_a_tag_is_found() -> None:
+    text = """# head, published
+card: {parameters: 12}
+loss: {temperature: 0.02}    # published: sec. 3
+optim:
+  learning_rate: 1.0e-5
+  # derived: a tenth of the steps
+  warmup_steps: 100
+stages:    # assumed
+  one: {training: {max_steps: 5}}
+data:
+  num_negatives: 7    # seven
+name: "7 words"
+"""
+    assert untagged(text) == ["5: learning_rate: 1.0e-5", "11: num_negatives: 7    # seven"]
+
+
+def test_a_check_with_a_launch_file_and_a_device_states_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "recipe=quickstart", "launch=ddp_8gpu", "hardware=h100", "output=json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["world"] == 8
+    seconds = plan["outlay"]["flops_per_step"] * plan["steps"] / (8 * 989e12 * 0.4)
+    assert plan["outlay"]["hours"] == pytest.approx(seconds / 3600)
+    assert plan["outlay"]["dollars"] == pytest.approx(plan["outlay"]["hours"] * 8 * 2.5)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from docs.generator.docstring import Docstring
+from docs.generator.recipes import composed
 from embedtrain.config.build import build
 from embedtrain.config.compose import ROOT, compose_config, recipe_files
 from embedtrain.types import Needs, needs_of
@@ -109,7 +110,7 @@ def recipes_with(group: str, known: Mapping[str, Option]) -> dict[str, list[str]
 @cache
 def _choices() -> dict[str, dict[str, str]]:
     """Group -> option, of each recipe."""
-    return {recipe: compose_config([f"recipe={recipe}"]).choices for recipe in recipe_files()}
+    return {recipe: composed(recipe).choices for recipe in recipe_files()}
 
 
 def chosen(choices: Mapping[str, str], group: str, known: Mapping[str, Option]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from docs.generator.entries import Names, anchor, needs_in_words, option_entry, 
 from docs.generator.options import Option, load, options
 from docs.generator.order import LOSSES, OBJECTIVES, POOLINGS, Family
 from docs.generator.overview import losses_table, objectives_table, poolings_table
+from docs.generator.recipes import recipes_page
 from embedtrain.config.compose import ROOT
 from embedtrain.config.validate import OFFERED_TO_POOLING
 
@@ -68,7 +69,11 @@ def pooling_page() -> str:
     return "\n\n".join(sections) + "\n"
 
 
-PAGES: dict[Path, Callable[[], str]] = {DOCS / "losses.md": losses_page, DOCS / "pooling.md": pooling_page}
+PAGES: dict[Path, Callable[[], str]] = {
+    DOCS / "losses.md": losses_page,
+    DOCS / "pooling.md": pooling_page,
+    ROOT / "recipes" / "README.md": lambda: recipes_page(_NOTE),
+}
 
 
 def homes_of(families: Iterable[Family], known: Mapping[str, Option]) -> dict[type, str]:

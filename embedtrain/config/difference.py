@@ -10,18 +10,23 @@ from embedtrain.config.origins import leaves
 # Settings that change what is said, kept or measured, or how fast it goes: never the weights (chunk_tokens regroups texts, so
 # with dropout it draws other masks: the same expectation, not the same numbers).
 FREE = (
+    "card",
     "run.name",
     "run.dir",
     "run.resume",
     "backbone.kernel",
     "backbone.gradient_checkpointing",
     "data.num_workers",
+    "miner.store",
+    "miner.max_memory_gb",
     "training.chunk_tokens",
     "training.cached_share",
     "training.log_every",
     "training.save_every",
     "training.keep_checkpoints",
     "training.strict",
+    "training.refresh.device",
+    "training.refresh.threads",
     "evaluation",
     "trackers",
     "export",

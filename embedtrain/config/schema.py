@@ -76,6 +76,9 @@ class EncoderConfig:
     views: dict[str, Any] = setting(
         {}, "Further embeddings of each text by name, for losses that read several: pooling components."
     )
+    train_only: list[str] = setting(
+        [], "Patterns searched in parameter names, such as [bias$]: what matches none is frozen; []: all of it trains."
+    )
 
 
 @dataclass
@@ -227,9 +230,28 @@ class ExportConfig:
 
 
 @dataclass
+class CardConfig:
+    """What a recipe reproduces, in the words of its publication. It is shown and compared, and changes nothing of a run."""
+
+    title: str | None = setting(None, "The system: NV-Embed v2.")
+    paper: str | None = setting(None, "Who, when and where: Lee et al. 2024, arXiv:2405.17428.")
+    model: str | None = setting(None, "The published weights on the hub; null: none were published.")
+    parameters: float | None = setting(
+        None, "Parameters of the published encoder, as exactly as it says; `check` states both.", above=0
+    )
+    embedding_dim: int | None = setting(None, "Dimensions of the published embedding.", at_least=1)
+    scores: dict[str, Any] = setting({}, "Published results by benchmark: {MTEB-56: 72.31}.")
+    hardware: str | None = setting(None, "What the authors trained on.")
+    ran: str | None = setting(None, "What was run by this project, and its number.")
+    not_run: str | None = setting(None, "What was not, and what differs from the publication.")
+    smoke: dict[str, Any] = setting({}, "What `embedtrain smoke` changes besides sizes and texts: values by full key.")
+
+
+@dataclass
 class Config:
     """A whole run. `recipe` is not a key: it is a choice of file and is kept with the run's choices."""
 
+    card: CardConfig = _part(CardConfig)
     run: RunConfig = _part(RunConfig)
     backbone: dict[str, Any] = setting({}, "Component: ragged tokens -> hidden states.")
     pooling: dict[str, Any] = setting({}, "Component: hidden states -> one vector per text.")

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 # Keys of the whole run, which a stage shares with all others.
-SHARED = ("run", "export", "trackers", "allow_targets", "stages")
+SHARED = ("card", "run", "export", "trackers", "allow_targets", "stages")
 # One model goes through all stages. Everything else of an encoder may change on the way.
 SAME_MODEL = ("name", "weights", "revision", "trust_remote_code")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -1,0 +1,84 @@
+"""Every recipe runs, all its stages, on a small random model; a third of them each day, all with EMBEDTRAIN_SMOKE=all."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from embedtrain import cli, log
+from embedtrain.assemble import build_encoder, build_teachers
+from embedtrain.config.compose import load_saved, recipe_files
+from embedtrain.config.stages import stage_configs
+from embedtrain.export.load import load_encoder
+from embedtrain.training.building import build_learned, build_named
+from embedtrain.training.checkpoint import find_checkpoint, load_weights
+from embedtrain.training.stages import take_over
+from embedtrain.types import Embeddings
+
+TURNS = 3
+TEXTS = ["read a file line by line", "def f(x):\n    return x", "."]
+
+
+def in_turn() -> list[str]:
+    names = list(recipe_files())
+    if os.environ.get("EMBEDTRAIN_SMOKE") == "all":
+        return names
+    today = datetime.date.today().toordinal() % TURNS
+    return [name for number, name in enumerate(names) if number % TURNS == today]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    AcceleratorState._reset_state()
+    torch.set_num_threads(1)
+    yield
+    log.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", in_turn())
+def test_a_recipe_trains_and_its_export_gives_the_embeddings_of_the_trained_encoder(name: str, tmp_path: Path) -> None:
+    assert cli.main(["smoke", f"recipe={name}", f"output={tmp_path}"]) == 0
+    run = tmp_path / "run"
+    stages = stage_configs(load_saved(run / "config.yaml"))
+    weights: list[dict[str, torch.Tensor]] = []
+    before = None
+    for stage, config in stages.items():
+        folder = run / "stages" / stage if stage else run
+        measured = [json.loads(line).get("train/loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses = [loss for loss in measured if loss is not None]
+        assert len(losses) == config["training"]["max_steps"]
+        assert all(math.isfinite(loss) and loss != 0 for loss in losses)
+
+        encoder = build_encoder(config)
+        if before is not None:
+            take_over(encoder, before)
+        untrained = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+        learned = build_learned(config, encoder, build_teachers(config))
+        checkpoint = find_checkpoint(folder / "checkpoints")
+        assert checkpoint is not None
+        load_weights(checkpoint, build_named(config, encoder, learned))
+        trained = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+        assert any(not torch.equal(trained[key], untrained[key]) for key in untrained), f"{stage} moved nothing"
+        weights.append(trained)
+        before = folder / "weights.safetensors"
+
+    if config["export"]["whiten_to"] is not None:
+        return  # what is exported is fitted after training; export/ has its tests
+    exported = load_encoder(run / "model")
+    for role in ("query", "document"):
+        ours, theirs = (model.eval().encode(TEXTS, role=role) for model in (encoder, exported))
+        np.testing.assert_allclose(values(theirs), values(ours), atol=1e-5)
+
+
+def values(found: Embeddings | torch.Tensor) -> np.ndarray:
+    return (found.values if isinstance(found, Embeddings) else found).numpy()

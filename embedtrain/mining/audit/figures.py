@@ -92,7 +92,7 @@ def ranks_of(table: Table) -> Ranks:
 def _edges(values: Floats, bins: int) -> list[float]:
     """Round numbers around all values, at most `bins` + 2 of one width; one bin where all values are nearly one.
 
-    Every edge is a multiple of the width.
+    Every edge is a multiple of the width; the last is above all values, so that 0 counts with what is above it.
     """
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-9 * max(abs(low), abs(high)):
@@ -106,7 +106,7 @@ def _edges(values: Floats, bins: int) -> list[float]:
     numbers = np.arange(math.floor(low / step) - 1, math.ceil(high / step) + 2)
     edges = numbers * step if parts is None else numbers / parts
     first = int(np.searchsorted(edges, low, side="right")) - 1
-    last = int(np.searchsorted(edges, high, side="left"))
+    last = int(np.searchsorted(edges, high, side="right"))
     return edges[first : last + 1].tolist()
 
 

@@ -29,7 +29,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Two histograms over the same bins: bin i holds `edges[i] <= score < edges[i + 1]`, the last one its upper edge too."""
+    """Two histograms over the same bins: bin i holds `edges[i] <= score < edges[i + 1]`."""
 
     edges: list[float]
     positives: list[int]

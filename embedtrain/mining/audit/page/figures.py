@@ -98,7 +98,7 @@ def _grouped(lengths: Sequence[int]) -> dict[str, int]:
 def _estimates(audit: Audit) -> str:
     rows = [
         [
-            f'<span class="wrap">{escape(estimate.what)}<br><span class="soft small">{escape(estimate.basis)}</span></span>',
+            f'<span class="wrap">{escape(estimate.what)} <span class="soft small">{escape(estimate.basis)}</span></span>',
             f"{estimate.negatives:,}",
             f"{estimate.of:,}",
             DASH if estimate.share is None else percent(estimate.share),

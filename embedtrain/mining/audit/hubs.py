@@ -18,7 +18,7 @@ from embedtrain.mining.records import MiningData
 
 SHOWN = 10
 TOP_SHARE = 0.01  # of the searched documents
-CHARACTERS = 160  # of a document that is shown
+CHARACTERS = 130  # of a document that is shown
 
 
 def hubs_of(data: MiningData, table: Table) -> Hubs:

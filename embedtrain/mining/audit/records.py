@@ -34,7 +34,7 @@ class Scores:
     edges: list[float]
     positives: list[int]
     negatives: list[int]
-    positive_quantiles: list[float] | None  # at 5, 50 and 95 %
+    positive_quantiles: list[float] | None  # at 5, 50 and 95%
     negative_quantiles: list[float] | None
     positives_without: int  # that have no score
     negatives_without: int
@@ -52,7 +52,7 @@ class Order:
     every_positive_below: int  # queries: a negative scores above the highest positive; their margins are below 0
     edges: list[float]  # of a histogram of margins, as those of `Scores`; 0 is one of them where it lies between two
     margins: list[int]
-    margin_quantiles: list[float] | None  # at 5, 50 and 95 %
+    margin_quantiles: list[float] | None  # at 5, 50 and 95%
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Hubs:
 
     documents_used: int  # are a negative of some query
     top: list[Hub]  # most often first
-    top_documents: int  # 1 % of the searched documents, at least one
+    top_documents: int  # 1% of the searched documents, at least one
     top_negatives: int  # that the most used of them hold
     expected_negatives: float  # that they would hold if negatives were drawn at random
 

@@ -24,10 +24,10 @@ THRESHOLDS: dict[str, float] = {
     "short_rows": 0.05,  # queries with some negatives, but fewer than asked for
     "filled_at_random": 0.05,  # negatives that no search found
     "dropped_queries": 0.20,
-    "hubs": 3.0,  # times as many negatives in the most used 1 % of the documents as chance would give
+    "hubs": 3.0,  # times as many negatives in the most used 1% of the documents as chance would give
     "one_document": 0.05,  # queries that have one and the same document as a negative
 }
-HUBS_FROM = 0.05  # share of all negatives in the most used 1 %: below it, hubs are not worth a word
+HUBS_FROM = 0.05  # share of all negatives in the most used 1%: below it, hubs are not worth a word
 QUERIES_FROM = 20  # that have one document as a negative
 
 
@@ -148,7 +148,7 @@ def _hubs(audit: Audit) -> Figures:
     yield (
         "hubs",
         hubs.top_negatives / hubs.expected_negatives if many else None,
-        "as many negatives as chance would give belong to the most used 1 % of the documents: "
+        "as many negatives as chance would give belong to the most used 1% of the documents: "
         f"{share(hubs.top_negatives, counts.negatives)} of all.",
         "Read the documents used most. Boilerplate does not belong into the corpus; otherwise draw from more candidates "
         "(miner.draw=uniform, a larger miner.depth).",

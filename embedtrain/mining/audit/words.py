@@ -7,20 +7,20 @@ from embedtrain.mining.audit.records import Warned
 
 
 def share(part: float, whole: float) -> str:
-    """12.3 %. What is there is never said to be none."""
+    """12.3%. What is there is never said to be none."""
     return percent(part / whole) if whole else DASH
 
 
 def percent(value: float) -> str:
     """
     >>> percent(0.1234), percent(0.0001), percent(0.0), percent(0.9999), percent(1.0)
-    ('12.3 %', '< 0.1 %', '0 %', '> 99.9 %', '100 %')
+    ('12.3%', '< 0.1%', '0%', '> 99.9%', '100%')
     """
     if 0 < value < 0.001:
-        return "< 0.1 %"
+        return "< 0.1%"
     if 0.999 < value < 1:
-        return "> 99.9 %"
-    return f"{100 * value:.1f} %" if 0 < value < 1 else f"{100 * value:.0f} %"
+        return "> 99.9%"
+    return f"{100 * value:.1f}%" if 0 < value < 1 else f"{100 * value:.0f}%"
 
 
 def number(value: float | None) -> str:
@@ -32,7 +32,7 @@ def number(value: float | None) -> str:
 
 
 def figure(warned: Warned) -> str:
-    """12.3 %, or 3.5 times."""
+    """12.3%, or 3.5 times."""
     return percent(warned.value) if warned.is_share else f"{warned.value:.1f} times"
 
 

@@ -126,8 +126,8 @@ def test_two_sources_stand_side_by_side_and_have_a_section_each(tmp_path):
     checked(page)
     text = words_of(page)
     assert "Hard negatives of good & new, bad" in text
-    assert "good & new 3 6 2.0 0 % 0 % 0 % 50.0 % 0" in text  # a row of the table of sources
-    assert "bad 3 6 2.0 100 % 100 % 0 % 50.0 % 2" in text
+    assert "good & new 3 6 2.0 0% 0% 0% 50.0% 0" in text  # a row of the table of sources
+    assert "bad 3 6 2.0 100% 100% 0% 50.0% 2" in text
     assert "Nothing stands out of good & new" in text
     for target in re.findall(r'href="#([^"]*)"', page):
         assert page.count(f'id="{target}"') == 1
@@ -156,7 +156,7 @@ def test_positives_alone_have_a_histogram():
     mined.scores[:] = math.nan
     text = words_of(checked(page_of(a=audit(data, mined, scored_by="m"))))
     assert "2 negatives have no score." in text
-    assert f"positives 100 % (2), negatives {DASH} (0)" in text
+    assert f"positives 100% (2), negatives {DASH} (0)" in text
 
 
 def test_no_source_has_a_page():
@@ -191,6 +191,12 @@ def test_what_was_typed_and_every_setting_are_on_the_page(tmp_path):
     assert "a: the recall of the search was not measured." in text
 
 
+def test_a_share_of_none_by_a_filter_is_not_said_to_be_good_news():
+    low, high = (page_of(a=audit(*plain([[9]], scores=score), scored_by="m")) for score in (0.1, 0.9))
+    assert "no negative scores above a positive of its query" in words_of(low)
+    assert "no negative scores above a positive of its query" not in words_of(high)
+
+
 def test_same_texts_and_seed_give_the_same_files(tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         write_audit(folder, {"things": audit(*odd(3), scored_by="m", seed=5)}, {})
@@ -206,8 +212,8 @@ def test_medians_near_one_another_are_written_apart():
 def test_more_bars_than_fit_are_grouped():
     data, mined = plain([[9], [8, 7]], width=100)
     text = words_of(checked(page_of(a=audit(data, mined, scored_by="m"))))
-    assert f"{span(0, 2)}: 2 queries, 100 %" in text
-    assert f"{span(99, 100)}: 0 queries, 0 %" in text
+    assert f"{span(0, 2)}: 2 queries, 100%" in text
+    assert f"{span(99, 100)}: 0 queries, 0%" in text
 
 
 def test_a_beginning_ends_behind_a_word():

@@ -154,9 +154,9 @@ def test_terminal_says_key_figures_then_warnings_with_what_to_do():
     assert summary_lines(audit(data, mined, scored_by="tiny")) == [
         "150 negatives for 100 queries, 1.5 each; 50 queries have fewer than 2",
         "median score 0.800 of positives, 0.200 of negatives, by tiny",
-        "0 % of the negatives score above the mean positive of their query",
-        "0 % of the queries have one above every positive",
-        "warning: 50.0 % of the queries have some negatives, but fewer than 2. Formats with a column for each negative leave "
+        "0% of the negatives score above the mean positive of their query",
+        "0% of the queries have one above every positive",
+        "warning: 50.0% of the queries have some negatives, but fewer than 2. Formats with a column for each negative leave "
         "their rows out.",
         "  -> Look at more candidates (miner.depth), or filter less.",
     ]

@@ -17,25 +17,34 @@ def made_by(audits: Mapping[str, Audit]) -> str:
     """How the negatives were mined."""
     lists = []
     for name, audit in audits.items():
-        known = {"scores by": f"{audit.scored_by}{', a rescorer' if audit.rescored else ''}", **flat(audit.facts)}
+        facts = {
+            key: value for key, value in audit.facts.items() if key != "short_rows"
+        }  # they stand among the figures
+        if audit.scored_by != facts.get("model"):
+            facts = {"scores by": f"{audit.scored_by}{', a rescorer' if audit.rescored else ''}", **facts}
         title = f"<h3>{escape(name)}</h3>" if len(audits) > 1 else ""
-        lists.append(f"<div>{title}{definitions(known)}</div>")
+        lists.append(f"<div>{title}{definitions(flat(facts))}</div>")
     several = ' class="columns"' if len(lists) > 1 else ""
     return f"<section><h2>How they were mined</h2><div{several}>{''.join(lists)}</div></section>"
 
 
 def flat(facts: Mapping[str, Any], inside: str = "") -> dict[str, str]:
-    """Nested facts as one list: {"search": {"kind": "exact"}} -> {"search, kind": "exact"}."""
+    """Nested facts as one list.
+
+    >>> flat({"search": {"kind": "exact", "found_all": True}, "seconds": 0.25541})
+    {'search, kind': 'exact', 'search, found all': 'true', 'seconds': '0.255'}
+    """
     found: dict[str, str] = {}
     for key, value in facts.items():
-        name = f"{inside}, {key}" if inside else str(key)
-        name = name.replace("_", " ")
+        name = (f"{inside}, {key}" if inside else str(key)).replace("_", " ")
         if isinstance(value, Mapping):
             found |= flat(value, name)
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            found[name] = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        elif value is None or isinstance(value, bool):
+            found[name] = "" if value is None else str(value).lower()
+        elif isinstance(value, float):
+            found[name] = minus(f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}")
         else:
-            found[name] = minus(f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")
+            found[name] = minus(f"{value:,}") if isinstance(value, int) else str(value)
     return found
 
 
@@ -64,6 +73,14 @@ def limits(audits: Mapping[str, Audit]) -> str:
             "them from answers that nobody marked: a rescorer can (miner=rescored)."
         )
     for name, audit in audits.items():
+        above = next(
+            (one for one in audit.estimates if one.name.startswith("above_")), None
+        )  # the lowest, where it is told
+        if above is not None and not above.negatives:
+            notes.append(
+                f"{name}: no negative scores above a positive of its query. Where a filter took such candidates out, that says "
+                "nothing of answers among those that are left."
+            )
         if None in recalls(audit.facts.get("search") or {}):
             notes.append(f"{name}: the recall of the search was not measured.")
         if audit.counts.queries > audit.counts.queries_kept:

@@ -74,7 +74,7 @@ def _rows(audit: Audit) -> str:
         "several positives": _at_most(
             counts.queries_of_several_positives, "queries", counts.most_positives_of_a_query, "each"
         ),
-        "sibling rows, that ask the same": _at_most(
+        "sibling rows (the same query)": _at_most(
             counts.queries_of_several_rows, "queries", counts.most_rows_of_a_query, "rows each"
         ),
         "answers that the corpus lacks": _of(counts.positives_missing, counts.documents_that_answer),
@@ -125,7 +125,7 @@ def _hubs(audit: Audit) -> str:
     ]
     sentence = (
         f"{hubs.documents_used:,} of {counts.documents:,} documents are a negative of some query. The most used "
-        f"{hubs.top_documents:,} (1 %) hold {share(hubs.top_negatives, counts.negatives)} of all negatives; drawn at random, "
+        f"{hubs.top_documents:,} (1%) hold {share(hubs.top_negatives, counts.negatives)} of all negatives; drawn at random, "
         f"they would hold {share(hubs.expected_negatives, counts.negatives)}."
     )
     return f"<h3>Documents used most</h3><p>{sentence}</p>{table(['document', 'negatives', 'of the queries'], rows)}"
@@ -142,7 +142,7 @@ def _left_out(audit: Audit) -> str:
         for title, counts in lists.items()
         if counts
     ]
-    return f'<h3>Left out</h3><div class="columns">{"".join(parts)}</div>' if parts else ""
+    return f'<h3>Left out</h3><div class="columns lists">{"".join(parts)}</div>' if parts else ""
 
 
 def sources_table(audits: Mapping[str, Audit]) -> str:
@@ -150,7 +150,7 @@ def sources_table(audits: Mapping[str, Audit]) -> str:
     if len(audits) < 2:
         return ""
     columns = ["source", "queries", "negatives", "per query", "above the positive", "queries outranked", "short"]
-    columns += ["top 1 %", "warnings"]
+    columns += ["top 1%", "warnings"]
     rows = []
     for name, audit in audits.items():
         counts, order, above = audit.counts, audit.order, audit.share_of("above_mean")
@@ -169,7 +169,7 @@ def sources_table(audits: Mapping[str, Audit]) -> str:
         )
     note = (
         "Above the positive: negatives that score above the mean positive of their query. Outranked: a negative scores above "
-        "every positive. Short: fewer negatives than asked for. Top 1 %: share of the negatives that the most used 1 % of the "
+        "every positive. Short: fewer negatives than asked for. Top 1%: share of the negatives that the most used 1% of the "
         "documents hold."
     )
     return f'<section><h2>Sources</h2>{table(columns, rows)}<p class="soft small">{note}</p></section>'

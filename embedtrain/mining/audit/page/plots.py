@@ -39,7 +39,7 @@ def histograms(title: str, edges: Sequence[float], groups: Mapping[str, tuple[Se
     y = axis(0, ticks[-1], _TALL - BOTTOM, _HEAD)
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{_WIDE - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.3g} %</text>'
+        f'<text class="tick" x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.3g}%</text>'
         for tick in ticks
     ]
     parts += _value_axis(edges, x, _TALL, 8)
@@ -93,7 +93,7 @@ def bars(title: str, counts: Mapping[str, int], of: str) -> str:
         if place % every == 0:
             parts.append(_centred(middle, HEIGHT - 8, name))
         if count and every == 1:
-            percent = share(count, total) if count / total < 0.01 else f"{100 * count / total:.0f} %"
+            percent = share(count, total) if count / total < 0.01 else f"{100 * count / total:.0f}%"
             parts.append(_centred(middle, top - 5, percent))
     words = "; ".join(f"{name}: {share(count, total)}" for name, count in counts.items())
     return f"<figure><figcaption>{escape(title)}</figcaption>{svg(title, words, parts, HEIGHT)}</figure>"

@@ -12,10 +12,11 @@ from embedtrain.errors import ConfigError
 from embedtrain.smoke.models import HEADS, LAYERS, WIDTH, small_model
 from embedtrain.smoke.rows import ROWS, texts, write_source
 
-STEPS, BATCH, LENGTH = 2, 8, 64
+STEPS, BATCH, LENGTH, NEGATIVES = 2, 8, 64, 2
 _HELD_OUT = {
     "_target_": "embedtrain.evaluation.retrieval.PairsEvaluator",
     "pairs": {"_target_": "embedtrain.data.stdlib.StandardLibraryPairs", "split": "test", "limit": ROWS},
+    "instruction": "Find the function that does this.",
 }
 
 # Numbers of components that stand for sizes, by the name of the parameter, wherever it is.
@@ -96,6 +97,8 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
     optim = node.get("optim") or {}
     if "warmup_steps" in optim:
         optim["warmup_steps"] = optim["warmup_steps"] and 1
+    if data.get("num_negatives"):
+        data["num_negatives"] = min(data["num_negatives"], NEGATIVES)
     if not label:
         data["num_workers"] = 0
     for name, source in (data.get("sources") or {}).items():
@@ -131,14 +134,14 @@ def _shrink_component(node: dict[str, Any]) -> None:
 
 
 def _shrink_source(node: dict[str, Any], path: Path, num_negatives: int | None) -> None:
-    negatives = 2 if num_negatives is None else min(num_negatives, 2)
+    negatives = NEGATIVES if num_negatives is None else min(num_negatives, NEGATIVES)
     changes = write_source(node, path, negatives=negatives)
     if "_target_" in changes:
         known = signature(changes["_target_"]).parameters
         for key in [key for key in node if key not in known and key != "_target_"]:
             del node[key]
     node |= changes
-    for key, most in (("batch_size", BATCH), ("num_negatives", 2), ("max_query_length", LENGTH)):
+    for key, most in (("batch_size", BATCH), ("num_negatives", NEGATIVES), ("max_query_length", LENGTH)):
         if node.get(key):
             node[key] = min(node[key], most)
     if node.get("max_document_length"):

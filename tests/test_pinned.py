@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from embedtrain.backbones import pinned as module
-from embedtrain.backbones.pinned import FOLDER, all_pinned, pinned, stand_in
+from embedtrain import pinned as module
 from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.errors import ConfigError
+from embedtrain.pinned import FOLDER, all_pinned, pinned, stand_in
 
 
 def known(name):
@@ -44,6 +44,8 @@ PUBLISHED = {
     "answerdotai/ModernBERT-base": 149,
     "answerdotai/ModernBERT-large": 395,
     "jhu-clsp/ettin-encoder-68m": 68,
+    "Alibaba-NLP/gte-multilingual-mlm-base": 305,
+    "Alibaba-NLP/gte-large-en-v1.5": 434,
     "nomic-ai/nomic-bert-2048": 137,
     "ibm-granite/granite-embedding-30m-english": 30.3,
     "ibm-granite/granite-embedding-small-english-r2": 47.7,

@@ -111,7 +111,11 @@ class KMeans:
             return found
         model = self._load(encoder)
         prompts = model.tokenizer.prompts
-        by = {"model": self.model, "identity": {**identity(model), "prompts": [prompts.templates, prompts.sources]}}
+        by = {
+            "model": self.model,
+            "identity": {**identity(model), "prompts": [prompts.templates, prompts.sources]},
+            "computed_in": str(model.encode_dtype or torch.float32),
+        }
         return {
             name: self._of_source(
                 name,

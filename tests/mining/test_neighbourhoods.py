@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import os
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,15 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from embedtrain.assemble import build_encoder
 from embedtrain.config.build import build
 from embedtrain.config.compose import compose_config
 from embedtrain.config.validate import validate
 from embedtrain.data.mixture import Mixture
+from embedtrain.data.sampling import Sampler
+from embedtrain.data.sources import BeirFolder
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError, TrainingError
 from embedtrain.export.sentence_transformers import export
@@ -27,7 +33,8 @@ from embedtrain.mining.neighbourhoods import KMeans
 from embedtrain.planning import make_plan
 from embedtrain.types import TrainingExample
 from tests.data.helpers import Rows, pairs
-from tests.helpers.models import tiny_model_dir
+from tests.evaluation.stand_ins import shared_data
+from tests.helpers.models import minilm_dir, tiny_model_dir
 from tests.helpers.ranks import run_ranks
 from tests.helpers.runs import tiny_config, tiny_settings, tiny_trainer, train_tiny, write_pairs
 
@@ -59,7 +66,7 @@ def counted(encoder: Encoder) -> list[int]:
     return calls
 
 
-def found(vectors: np.ndarray, count: int, **settings: Any) -> np.ndarray:
+def clustered(vectors: np.ndarray, count: int, **settings: Any) -> np.ndarray:
     settings = {"iterations": 25, "seed": 0, "train_points": len(vectors), **settings}
     clustering = Clustering(vectors, count, **settings)
     for _ in clustering.pieces():
@@ -73,7 +80,7 @@ def found(vectors: np.ndarray, count: int, **settings: Any) -> np.ndarray:
 def test_planted_clusters_are_found_and_their_parts_are_neighbours():
     """More clusters than were planted: each lies in one of those, and the walk goes through one of those after the other."""
     vectors, owner = blobs(5, 64)
-    clusters = found(vectors, 20)
+    clusters = clustered(vectors, 20)
     owners = [set(owner[clusters == c].tolist()) for c in range(clusters.max() + 1)]
     assert all(len(one) == 1 for one in owners)
     visited = [min(one) for one in owners]
@@ -85,7 +92,7 @@ def test_steps_of_one_iteration_are_what_faiss_does_at_once():
     at_once = faiss.Kmeans(16, 12, niter=7, seed=3, spherical=True, min_points_per_centroid=1)
     at_once.train(vectors)
     expected = at_once.assign(vectors)[1]
-    clusters = found(vectors, 12, iterations=7, seed=3)
+    clusters = clustered(vectors, 12, iterations=7, seed=3)
     assert (
         len({*zip(expected.tolist(), clusters.tolist(), strict=True)}) == np.unique(expected).size
     )  # but for their numbers
@@ -94,7 +101,7 @@ def test_steps_of_one_iteration_are_what_faiss_does_at_once():
 def test_a_row_is_in_the_cluster_of_its_nearest_centroid():
     """By a slow loop: no row is nearer to the mean direction of another cluster, once nothing moves any more."""
     vectors, _ = blobs(4, 30, noise=0.4)
-    clusters = found(vectors, 6, iterations=100)
+    clusters = clustered(vectors, 6, iterations=100)
     means = [vectors[clusters == c].sum(0) for c in range(clusters.max() + 1)]
     for row, vector in enumerate(vectors):
         similar = [float(vector @ mean / np.linalg.norm(mean)) for mean in means]
@@ -108,20 +115,20 @@ def test_clusters_are_a_function_of_vectors_and_seed_whatever_the_threads():
         made = []
         for threads in (1, 2):
             faiss.omp_set_num_threads(threads)
-            made.append(found(vectors, 40, iterations=5))
+            made.append(clustered(vectors, 40, iterations=5))
             assert faiss.omp_get_max_threads() == threads
     finally:
         faiss.omp_set_num_threads(before)
     assert np.array_equal(made[0], made[1])
-    assert not np.array_equal(made[0], found(vectors, 40, iterations=5, seed=1))
+    assert not np.array_equal(made[0], clustered(vectors, 40, iterations=5, seed=1))
 
 
 def test_all_rows_are_assigned_where_some_train():
     vectors, owner = blobs(4, 100)
-    clusters = found(vectors, 16, train_points=64)
+    clusters = clustered(vectors, 16, train_points=64)
     assert clusters.size == 400
     assert all(len(set(owner[clusters == c].tolist())) == 1 for c in range(clusters.max() + 1))
-    assert not np.array_equal(clusters, found(vectors, 16))
+    assert not np.array_equal(clusters, clustered(vectors, 16))
 
 
 def test_a_walk_goes_to_the_nearest_that_is_left():
@@ -236,14 +243,12 @@ def test_ranks_share_the_texts_and_find_the_same_to_the_bit_whatever_their_numbe
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 16)
     vectors, clusters, calls = found_by_a_rank(folder, tmp_path / "1")
     assert sum(calls) == 4 * 100
-    for world in (2, 4):
-        (whole, found_by_first, _), *others = ranks = run_ranks(found_by_a_rank, world, folder, tmp_path / str(world))
-        assert np.array_equal(whole, vectors)
-        assert all(held.size == 0 for held, _, _ in others)
-        assert np.array_equal(found_by_first, clusters)
-        assert all(np.array_equal(same, clusters) for _, same, _ in others)
-        assert sum(sum(calls) for _, _, calls in ranks) == 4 * 100
-        assert max(sum(calls) for _, _, calls in ranks) <= 4 * 16 * math.ceil(7 / world)
+    (whole, _, _), *others = ranks = run_ranks(found_by_a_rank, 4, folder, tmp_path / "4")
+    assert np.array_equal(whole, vectors)
+    assert all(held.size == 0 for held, _, _ in others)
+    assert all(np.array_equal(same, clusters) for _, same, _ in ranks)
+    assert sum(sum(calls) for _, _, calls in ranks) == 4 * 100
+    assert max(sum(calls) for _, _, calls in ranks) == 4 * 2 * 16  # 7 blocks for 4 ranks
 
 
 def test_what_cannot_be_is_refused(folder, encoder, tmp_path):
@@ -274,6 +279,29 @@ def test_embeddings_that_are_not_finite_are_refused(folder, tmp_path):
         KMeans().clusters_of(mixture(), batch_size=8, encoder=broken, run_dir=tmp_path)
 
 
+def test_documents_of_a_neighbourhood_are_harder_negatives_than_those_of_a_random_batch():
+    """125 questions of as many threads of StackFAQ: how similar a query is to the answers of the others in its batch."""
+    source = BeirFolder(path=str(shared_data("faq-stackfaq")), split="dev")
+    encoder = build_encoder(
+        compose_config(
+            [f"backbone.name={minilm_dir()}", "encoder.max_query_length=32", "encoder.max_document_length=48"]
+        ).config
+    )
+    rows = Mixture(sources={"s": source})
+    queries, answers = (KMeans(embed=side)._vectors("s", source, encoder) for side in ("query", "positive"))
+
+    def similarity(clusters: dict[str, np.ndarray]) -> float:
+        plan = Sampler(rows, seed=0, global_batch_size=8, clusters=clusters).epoch(0)
+        found = []
+        for step in range(len(plan)):
+            batch = plan[step].row
+            similar = queries[batch] @ answers[batch].T
+            found.append(similar[~np.eye(batch.size, dtype=bool)].mean())
+        return float(np.mean(found))
+
+    assert similarity({"s": clustered(unit(queries + answers), 16)}) > 2 * similarity({})
+
+
 # -------------------------------------------------------------------------------------------------- of a run: its files
 
 
@@ -296,6 +324,24 @@ def test_a_start_before_the_first_checkpoint_takes_what_is_there_only_where_it_w
     del calls[:]
     KMeans(rows_per_cluster=8).clusters_of(mixture(), batch_size=8, encoder=encoder, run_dir=tmp_path)
     assert calls == [40, 40]
+    encoder.encode_dtype = torch.bfloat16
+    KMeans(rows_per_cluster=8).clusters_of(mixture(), batch_size=8, encoder=encoder, run_dir=tmp_path)
+    assert calls == [40, 40] * 2
+
+
+def test_a_start_that_was_killed_while_it_wrote_is_no_obstacle(encoder, tmp_path):
+    settings = KMeans(rows_per_cluster=8)
+    first = settings.clusters_of(mixture(), batch_size=8, encoder=encoder, run_dir=tmp_path)["s"]
+    array, said = (tmp_path / "neighbourhoods" / f"s.{end}" for end in ("npy", "json"))
+    whole = said.read_text()
+    for left in ("", whole[:20]):  # neither written, or not to its end
+        said.write_text(left) if left else said.unlink()
+        again = settings.clusters_of(mixture(), batch_size=8, encoder=encoder, run_dir=tmp_path)["s"]
+        assert np.array_equal(first, again)
+        assert said.read_text() == whole
+    array.write_bytes(array.read_bytes()[:50])
+    again = settings.clusters_of(mixture(), batch_size=8, encoder=encoder, run_dir=tmp_path)["s"]
+    assert np.array_equal(first, again)
 
 
 def test_a_run_with_a_checkpoint_reads_and_never_finds_again(encoder, tmp_path):
@@ -353,6 +399,31 @@ def test_a_stopped_run_goes_on_with_the_same_batches_to_the_bit(folder, world):
         assert torch.equal(weights, expected)
 
 
+def of_two_sources(folder: Path, exported: Path, name: str) -> dict[str, Any]:
+    """Without dropout, whose masks belong to ranks, and with a larger eps: see `tests/training/test_resume.py`."""
+    more = write_pairs(folder / "more.jsonl", 17, negatives=0)
+    return run_of(
+        folder,
+        *("source@data.sources.more=pairs", f"data.sources.more.path={more}"),
+        *("loss=cde", "teacher@teachers.surrogate=online", f"teachers.surrogate.model={exported}"),
+        *("training.epochs=1", "backbone.dropout=0.0", "optim.eps=1e-3"),
+        name=name,
+    )
+
+
+def test_two_sources_and_any_number_of_ranks_give_the_same_batches_and_weights(folder, exported):
+    total, expected, batches = train_tiny(of_two_sources(folder, exported, "ranks1"))
+    files = sorted(path.name for path in (folder / "ranks1" / "neighbourhoods").iterdir())
+    assert files == ["more.json", "more.npy", "pairs.json", "pairs.npy"]
+    assert total == len(batches) == 5
+    for world in (2, 4):
+        ranks = run_ranks(train_tiny, world, of_two_sources(folder, exported, f"ranks{world}"))
+        together = [[[text for rank in ranks for text in rank[2][step][0]]] for step in range(total)]
+        assert together == batches
+        for _, weights, _ in ranks:
+            torch.testing.assert_close(weights, expected, atol=2e-5, rtol=1e-4)
+
+
 def test_batches_are_those_of_the_clusters_and_the_log_says_how_pure(folder):
     trainer = tiny_trainer(run_of(folder, name="pure"))
     sampler = trainer.loader.sampler
@@ -380,6 +451,8 @@ def test_a_run_whose_clusters_were_swapped_is_not_resumed(folder):
         path.replace(folder / "swapped" / "neighbourhoods" / path.name)
     with pytest.raises(TrainingError, match=r"the neighbourhoods of the data is not what this run was started with"):
         train_tiny(config)
+    with pytest.raises(ConfigError, match=r"data\.neighbourhoods\.seed: 0 then, 5 now"):
+        tiny_trainer(run_of(folder, "data.neighbourhoods.seed=5", name="swapped"))
 
 
 def test_another_model_may_say_what_is_alike(folder, exported):
@@ -392,13 +465,14 @@ def test_another_model_may_say_what_is_alike(folder, exported):
 
 
 def test_an_answer_of_two_rows_is_masked_where_they_meet_and_filters_go_with_it(folder, exported):
-    """8 rows are one batch, and two of them have one answer. CDE's filter by a surrogate, and one by the model itself."""
+    """8 rows are one batch, and two of them have one answer. Filters by a surrogate, a guide, and the model itself."""
     rows = [{"query": f"where is {n}", "positive": "a red bird" if n < 2 else f"stone {n}"} for n in range(8)]
     path = folder / "alike.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    surrogate = ("loss=cde", "teacher@teachers.surrogate=online", f"teachers.surrogate.model={exported}")
+    cde = ("loss=cde", "teacher@teachers.surrogate=online", f"teachers.surrogate.model={exported}")
+    gist = ("loss=gist", "teacher@teachers.guide=online", f"teachers.guide.model={exported}")
     near = "loss.modifiers={near: {_target_: embedtrain.losses.modifiers.margin.FalseNegativeFilter, absolute: 0.0}}"
-    for name, settings in {"plain": (), "cde": surrogate, "near": (near,)}.items():
+    for name, settings in {"plain": (), "cde": cde, "gist": gist, "near": (near,)}.items():
         config = run_of(folder, f"data.path={path}", *settings, name=name)
         done, weights, _ = train_tiny(config)
         assert done == 2
@@ -408,6 +482,45 @@ def test_an_answer_of_two_rows_is_masked_where_they_meet_and_filters_go_with_it(
         last = json.loads((folder / name / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["train/ignored_per_query"] == 2 / 8
         assert (last.get("train/filtered_per_query", 0) > 0) == (name != "plain")
+
+
+def start_command(settings: list[str], folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; from embedtrain.cli import train; sys.exit(train())", *settings],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_with_its_clusters_to_the_same_weights(folder):
+    settings = (
+        *(ON, "data.neighbourhoods.rows_per_cluster=4", "training.epochs=4", "training.save_every=2"),
+        *("evaluation.before=false", "evaluation.after=false", "training.keep_checkpoints=0", "backbone.dropout=0.2"),
+    )
+    train_tiny(tiny_config(folder, *settings, name="never_killed"))
+    command = tiny_settings(folder, *settings, name="killed")
+    checkpoints = folder / "killed" / "checkpoints"
+
+    killed = start_command(command, folder)
+    while not (checkpoints / "step_00000002").exists():
+        assert killed.poll() is None, killed.communicate()[0]
+        time.sleep(0.002)
+    killed.kill()
+    killed.communicate(timeout=100)
+    assert not (checkpoints / "step_00000012").exists(), "it was stopped too late to prove anything"
+
+    again = start_command(command, folder)
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    assert "resumed from" in said
+    assert "clusters, found in" not in said
+    expected, weights = (
+        load_file(run / "checkpoints" / "step_00000012" / "model.safetensors")
+        for run in (folder / "never_killed", folder / "killed")
+    )
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
 
 
 # --------------------------------------------------------------------------------------------------------- the config

@@ -34,7 +34,8 @@ def audit(
     facts       how they were mined, for the report; every `recall` in `facts["search"]` is judged
     examples    rows to read, chosen by `seed`
 
-    Cost: a few sorts of all negatives, and the words of every positive and negative, some 0.2 ms for each abstract.
+    Cost: sorts of all negatives, and the words of every text once; on one core 12 s and 270 MB for 800,000 negatives from 200,000
+    documents of 60 words.
     """
     assert mined.documents.shape[0] == len(data.queries), "an audit is of all queries of a source"
     table = Table.of(data, mined)

@@ -133,11 +133,11 @@ def _rows(audit: Audit) -> Figures:
         "of the negatives were drawn from the whole corpus to fill short rows. They are easy, and teach little.",
         "Look at more candidates (miner.depth), filter less, or keep rows short (miner.short_rows=keep).",
     )
-    by = ", ".join(f"{name} {count:,}" for name, count in audit.dropped_queries.items() if count)
+    by = ", ".join(f"{name}: {count:,}" for name, count in audit.dropped_queries.items() if count)
     yield (
         "dropped_queries",
         _of(counts.queries - counts.queries_kept, counts.queries),
-        f"of the queries were dropped, and their rows with them ({by}).",
+        f"of the queries were dropped, and their rows with them{f' ({by})' if by else ''}.",
         "Loosen what drops most, and look at what it drops.",
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from embedtrain.evaluation.report.words import DASH, MINUS
 from embedtrain.mining.audit.records import Warned
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+
 
 def share(part: float, whole: float) -> str:
     """12.3%. What is there is never said to be none."""
@@ -32,8 +34,8 @@ def number(value: float | None) -> str:
 
 
 def figure(warned: Warned) -> str:
-    """12.3%, or 3.5 times."""
-    return percent(warned.value) if warned.is_share else f"{warned.value:.1f} times"
+    """12.3%, or 3.5×."""
+    return percent(warned.value) if warned.is_share else f"{warned.value:.1f}{TIMES}"
 
 
 def span(first: int, last: int) -> str:

@@ -155,12 +155,12 @@ def test_positives_alone_have_a_histogram():
     data, mined = plain([[9], [8]])
     mined.scores[:] = math.nan
     text = words_of(checked(page_of(a=audit(data, mined, scored_by="m"))))
-    assert "2 negatives have no score." in text
+    assert "Without a score: 2 negatives." in text
     assert f"positives 100% (2), negatives {DASH} (0)" in text
 
 
 def test_no_source_has_a_page():
-    assert "Hard negatives of no source" in words_of(checked(render({}, {})))
+    assert "Hard negatives of 0 sources" in words_of(checked(render({}, {})))
 
 
 def test_half_a_surrogate_pair_is_no_error(tmp_path):

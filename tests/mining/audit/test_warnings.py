@@ -176,5 +176,5 @@ def test_terminal_has_words_for_nothing():
 
 def test_dropped_queries_are_told_with_what_dropped_them():
     (warned,) = audit(*dropped_queries(count=3), scored_by="m").warnings
-    assert warned.text.endswith("(consistent 3).")
+    assert warned.text.endswith("(consistent: 3).")
     assert warned.value == pytest.approx(0.3)

@@ -45,7 +45,8 @@ def _scores(audit: Audit) -> str:
     }
     plot = histograms("Share of positives and of negatives by score", scores.edges, groups)
     without = {"positives": scores.positives_without, "negatives": scores.negatives_without}
-    missing = "".join(f" {count:,} {what} have no score." for what, count in without.items() if count)
+    missing = ", ".join(f"{count:,} {what}" for what, count in without.items() if count)
+    missing = f" Without a score: {missing}." if missing else ""
     by = f"Scored by {escape(audit.scored_by)}{', a rescorer' if audit.rescored else ''}."
     return f'<h3>Scores</h3>{plot}<p class="soft small">{by}{missing}</p>'
 
@@ -72,10 +73,10 @@ def _rows(audit: Audit) -> str:
     facts = {
         "positives": f"{counts.positives:,}",
         "several positives": _at_most(
-            counts.queries_of_several_positives, "queries", counts.most_positives_of_a_query, "each"
+            audit, counts.queries_of_several_positives, counts.most_positives_of_a_query, "each"
         ),
         "sibling rows (the same query)": _at_most(
-            counts.queries_of_several_rows, "queries", counts.most_rows_of_a_query, "rows each"
+            audit, counts.queries_of_several_rows, counts.most_rows_of_a_query, "rows each"
         ),
         "answers that the corpus lacks": _of(counts.positives_missing, counts.documents_that_answer),
         "documents": f"{counts.documents_read:,} read, {counts.documents:,} of them different and searched",
@@ -194,8 +195,8 @@ def _each(audit: Audit) -> str | None:
     return f"{counts.negatives / counts.queries_kept:.1f}" if counts.queries_kept else None
 
 
-def _at_most(count: int, what: str, most: int, of: str) -> str:
-    return f"{count:,} {what}, at most {most:,} {of}" if count else "none"
+def _at_most(audit: Audit, queries: int, most: int, of: str) -> str:
+    return f"{queries:,} of {audit.counts.queries_kept:,} queries, at most {most:,} {of}" if queries else "none"
 
 
 def _median(quantiles: Sequence[float] | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
@@ -23,7 +24,8 @@ from embedtrain.mining.audit.words import number, share
 
 _WIDE, _TALL = 940, 290
 _HEAD = 30  # room above the highest bin, for the medians
-_MOST_NAMES = 9  # under bars; of more, every second, or third, ... has a name
+_MOST_SHARES = 9  # above bars
+_LETTER = 7.5  # width, with room between names
 
 Axis = Callable[[float], float]
 
@@ -82,7 +84,7 @@ def bars(title: str, counts: Mapping[str, int], of: str) -> str:
     y = axis(0, max(counts.values()) / total, HEIGHT - BOTTOM, TOP + 18)
     room = (WIDTH - 2 * RIGHT) / len(counts)
     width = min(0.72 * room, 60)
-    every = -(-len(counts) // _MOST_NAMES)
+    every = math.ceil(_LETTER * max(map(len, counts)) / room)  # bar has room for its name
     parts = [f'<line class="zero" x1="{RIGHT}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>']
     for place, (name, count) in enumerate(counts.items()):
         middle, top = RIGHT + (place + 0.5) * room, y(count / total)
@@ -92,7 +94,7 @@ def bars(title: str, counts: Mapping[str, int], of: str) -> str:
         )
         if place % every == 0:
             parts.append(_centred(middle, HEIGHT - 8, name))
-        if count and every == 1:
+        if count and len(counts) <= _MOST_SHARES:
             percent = share(count, total) if count / total < 0.01 else f"{100 * count / total:.0f}%"
             parts.append(_centred(middle, top - 5, percent))
     words = "; ".join(f"{name}: {share(count, total)}" for name, count in counts.items())

@@ -38,7 +38,7 @@ def render(audits: Mapping[str, Audit], facts: Mapping[str, Any]) -> str:
 def _header(audits: Mapping[str, Audit]) -> str:
     negatives = sum(audit.counts.negatives for audit in audits.values())
     queries = sum(audit.counts.queries_kept for audit in audits.values())
-    sources = ", ".join(audits) or "no source"
+    sources = ", ".join(audits) if 0 < len(audits) <= 4 else f"{len(audits)} sources"
     return (
         f'<header><h1>Hard negatives of {escape(sources)}</h1><p class="over">What to know before training on them. '
         f"{negatives:,} negatives for {queries:,} queries.</p></header>"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from embedtrain.mining.audit.records import Audit, Warned
-from embedtrain.mining.audit.words import figure
+from embedtrain.mining.audit.words import TIMES, figure
 
 
 def verdict(audits: Mapping[str, Audit]) -> str:
@@ -23,7 +23,7 @@ def verdict(audits: Mapping[str, Audit]) -> str:
 
 
 def _card(warned: Warned, source: str | None) -> str:
-    limit = f"{100 * warned.threshold:.3g}%" if warned.is_share else f"{warned.threshold:.3g} times"
+    limit = f"{100 * warned.threshold:.3g}%" if warned.is_share else f"{warned.threshold:.3g}{TIMES}"
     of = f'<p class="soft small">{escape(source)}</p>' if source else ""
     return (
         f'<section class="verdict worse warning"><div>{of}<p class="change">{figure(warned)}</p>'

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils.logging import set_tqdm_hook
 
 from embedtrain import distributed
+from embedtrain.backbones.published import Body, published_body
+from embedtrain.backbones.published.adapter import read_adapter
 from embedtrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -23,22 +25,56 @@ Weights = Literal["pretrained", "random"]
 
 
 def load_config(name: str, hub: Mapping[str, Any]) -> Any:
-    """The configuration of a folder or hub name. `hub`: revision and trust_remote_code."""
+    """The configuration of a folder or hub name. `hub`: revision and trust_remote_code.
+
+    An adapter's is that of its base model; a published model's whose code is its own, that of the same in transformers.
+    """
+    adapter = read_adapter(name, hub)
+    if adapter is not None:
+        return load_config(adapter.base, {**hub, "revision": adapter.base_revision})
     try:
-        return AutoConfig.from_pretrained(name, **hub)
+        body = published_body(name, hub)
+        config = AutoConfig.from_pretrained(name, **hub) if body is None else body.config
     except (OSError, ValueError) as error:
         why = f"there is no folder {Path(name).absolute()}" if _is_path(name) and not Path(name).exists() else error
         raise ConfigError(
             f"backbone.name: {name!r} is no model folder and no model that can be fetched: {why}"
         ) from error
+    own = getattr(config, "auto_map", None)
+    if own and not hub["trust_remote_code"]:
+        log.warning(
+            "backbone.name: %s names code of its own (%s), which is not run. It is read as transformers' %s: is that the same?",
+            *(name, ", ".join(sorted(map(str, own.values()))), config.model_type),
+        )
+    return config
+
+
+def load_tokenizer(name: str, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer that came with a model; with an adapter that brought none, its base model's."""
+    adapter = read_adapter(name, hub)
+    if adapter is not None and not (Path(name) / "tokenizer_config.json").exists():
+        return AutoTokenizer.from_pretrained(adapter.base, **{**hub, "revision": adapter.base_revision})
+    with quiet_transformers():  # which wonders at the type of a published model
+        return AutoTokenizer.from_pretrained(name, **hub)
 
 
 def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub: Mapping[str, Any]) -> PreTrainedModel:
-    """The model without a pooler; with random weights none are read, so the meta device will do."""
+    """The model without a pooler; with random weights none are read, so the meta device will do.
+
+    Raises CheckpointError where weights of a published layout are missing or of another model.
+    """
     # A pooler that nobody reads would train on nothing, and data-parallel wrappers wait for its gradient.
     options = {"add_pooling_layer": False} if _has_pooler(config) else {}
     if weights == "random":
         return AutoModel.from_config(config, dtype=dtype, trust_remote_code=hub["trust_remote_code"], **options)
+    adapter = read_adapter(name, hub)
+    if adapter is not None:
+        model = load_model(adapter.base, config, weights, dtype, {**hub, "revision": adapter.base_revision})
+        adapter.add_to(model)
+        return model
+    body = published_body(name, hub)
+    if body is not None:
+        return _load_published(name, body, config, dtype, {**hub, **options})
     with quiet_transformers():
         model, report = AutoModel.from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **hub, **options
@@ -47,6 +83,20 @@ def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub
         log.warning(
             "backbone.name: %s lacks these weights, they start random: %s", name, sorted(report["missing_keys"])
         )
+    return model
+
+
+def _load_published(
+    name: str, body: Body, config: Any, dtype: torch.dtype, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Every weight by its published key, and no other."""
+    # Keys and shapes that do not fit are told by `check`, all at once.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            name, config=config, dtype=dtype, key_mapping=dict(body.renamed), **told, **options
+        )
+    body.check(name, report)
     return model
 
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedtrain.backbones import attention as ragged_kernel
 from embedtrain.backbones.direction import Direction, observed_direction
 from embedtrain.backbones.final_norm import final_norm
-from embedtrain.backbones.loading import Weights, load_config, load_model, set_dropout
+from embedtrain.backbones.loading import Weights, load_config, load_model, load_tokenizer, set_dropout
 from embedtrain.backbones.locate import locate
 from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_model
 from embedtrain.backbones.padded import padded_states
@@ -122,7 +122,7 @@ class TransformerBackbone(nn.Module):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that came with the model."""
-        return AutoTokenizer.from_pretrained(self.name, **self.hub)
+        return load_tokenizer(self.name, self.hub)
 
     def merged_model(self) -> PreTrainedModel:
         """A plain transformers model with the adapters, if any, added to the weights; for export. Nothing here changes."""

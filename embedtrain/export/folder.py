@@ -6,19 +6,22 @@ Both the layout of version 6 and that of the versions before are read. What we d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from embedtrain.backbones.published.adapter import read_adapter
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
 from embedtrain.export.multi_vector import read_multi_vector, read_query_expansion
 from embedtrain.export.pooling import MODES
 from embedtrain.export.sparse import read_splade
-from embedtrain.export.tensors import linear_size, load_tensors
+from embedtrain.export.tensors import load_tensors, map_size
 
 log = logging.getLogger("embedtrain")
 
@@ -29,11 +32,12 @@ _OURS = "embedtrain.pooling."
 class PoolingFolder:
     """The modules between the transformer and the end."""
 
-    name: str  # of `MODES`, or: layer_average latent_attention multi_vector splade; ours: see heads.py
+    name: str  # of `MODES`, or: layer_average latent_attention multi_vector splade bge_m3_sparse trainable; ours: see heads.py
     options: Mapping[str, Any]  # of the head
     include_prompt: bool = True
     weights: Path | None = None  # folder of the head's own
-    projection: Path | None = None  # folder of the linear layer behind the head
+    state: Callable[[], Mapping[str, Tensor]] | None = None  # reads the head's own, where they lie otherwise
+    projection: tuple[Path, ...] = ()  # folders of the linear layers behind the head, in order
     normalize: bool = False
 
 
@@ -44,31 +48,45 @@ class ModelFolder:
     path: Path
     transformer: Path  # folder of the transformers model and its tokenizer
     pooling: PoolingFolder
-    prompts: Mapping[str, str]  # all of them, by name
-    max_query_length: int | None  # tokens; None: as long as model and tokenizer allow
-    max_document_length: int | None
-    query_augmentation: int | None  # tokens
-    lower_case: bool  # the texts, beyond what the tokenizer does itself
-    similarity: str
+    views: Mapping[str, PoolingFolder] = field(default_factory=dict)  # further embeddings of each text, by name
+    prompts: Mapping[str, str] = field(default_factory=dict)  # all of them, by name
+    markers: tuple[str, ...] = ()  # prompts, or their first words, that are one token each
+    max_query_length: int | None = None  # tokens; None: as long as model and tokenizer allow
+    max_document_length: int | None = None
+    query_augmentation: int | None = None  # tokens
+    append_eos: bool = False  # texts end in EOS, whatever the pooling reads and the tokenizer does itself
+    lower_case: bool = False  # the texts, beyond what the tokenizer does itself
+    dim: int | None = None  # the first so many of the embedding (Matryoshka); None: all
+    similarity: str = "cosine"
+    unsupported: str | None = None  # what our encoder does not do of it; weights of its heads can be had all the same
 
 
 def read_model_folder(path: str | Path) -> ModelFolder:
     """What the folder holds. Raises CheckpointError naming the file, module or setting that is missing or unknown."""
     path = Path(path)
     steps = [(str(step["type"]), path / step["path"]) for step in layout.read_json(path / "modules.json")]
-    model = _model_settings(path)
+    model = model_settings(path)
     kind = model.get("model_type", "SentenceTransformer")
+    if kind not in layout.KINDS:
+        raise CheckpointError(
+            f"{path}/config_sentence_transformers.json: model_type is {kind}; known are {', '.join(layout.KINDS)}."
+        )
     first = _take(steps, "Transformer")
+    language_model = first is None and kind == "SparseEncoder"  # so called in version 5
+    if language_model:
+        first = _take(steps, "MLMTransformer")
     if first is None:
         raise CheckpointError(f"{path}/modules.json: expected a Transformer first, got {_names(steps) or 'nothing'}.")
     settings = _transformer_settings(first, kind)
+    if language_model:
+        settings["transformer_task"] = "fill-mask"
     if kind == "MultiVectorEncoder":
         options, linears, normalize = read_multi_vector(steps)
         pooling = PoolingFolder(
             name="multi_vector",
             options=options,
             weights=linears[0] if linears else None,
-            projection=linears[1] if len(linears) > 1 else None,
+            projection=tuple(linears[1:]),
             normalize=normalize,
         )
     elif kind == "SparseEncoder":
@@ -83,7 +101,9 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         max_query_length=settings.get("query_length") or settings.get("max_seq_length"),
         max_document_length=settings.get("document_length") or settings.get("max_seq_length"),
         query_augmentation=read_query_expansion(settings, first / "sentence_bert_config.json"),
+        append_eos=_appends_eos(first),
         lower_case=bool(settings.get("do_lower_case")),
+        dim=model.get("truncate_dim"),
         similarity=model.get("similarity_fn_name") or "cosine",
     )
 
@@ -99,16 +119,10 @@ def _names(steps: list[tuple[str, Path]]) -> str:
     return ", ".join(kind for kind, _ in steps)
 
 
-def _model_settings(path: Path) -> dict[str, Any]:
+def model_settings(path: Path) -> dict[str, Any]:
+    """config_sentence_transformers.json, or nothing; warns of prompts that neither queries nor documents take."""
     file = path / "config_sentence_transformers.json"
     settings = layout.read_json(file) if file.exists() else {}
-    kind = settings.get("model_type", "SentenceTransformer")
-    if kind not in layout.KINDS:
-        raise CheckpointError(f"{file}: model_type is {kind}; known are {', '.join(layout.KINDS)}.")
-    if settings.get("truncate_dim") is not None:
-        raise CheckpointError(
-            f"{file}: truncate_dim is {settings['truncate_dim']}; set it to null and cut the embeddings yourself."
-        )
     prompts = settings.get("prompts", {})
     default = settings.get("default_prompt_name")
     unused = [
@@ -126,10 +140,7 @@ def _model_settings(path: Path) -> dict[str, Any]:
 
 
 def _transformer_settings(path: Path, kind: str) -> dict[str, Any]:
-    if (path / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{path} holds an adapter without its base model. Merge the adapter first, or name the base model."
-        )
+    read_adapter(str(path), {"revision": None})  # refuses what no body can be made of
     file = path / "sentence_bert_config.json"
     settings = layout.read_json(file) if file.exists() else {}
     task = settings.get("transformer_task", "feature-extraction")
@@ -145,21 +156,23 @@ def _transformer_settings(path: Path, kind: str) -> dict[str, Any]:
 def _read_dense(path: Path, steps: list[tuple[str, Path]]) -> PoolingFolder:
     """One vector per text; takes the modules off the list."""
     name, options, weights, include_prompt = _read_pooling(path, steps)
-    projection = _take(steps, "Dense")
-    if projection is not None:
-        linear_size(projection)
+    projection = []
+    while (dense := _take(steps, "Dense")) is not None:
+        projection.append(dense)
+    if projection:
+        map_size(projection)
     normalize = _take(steps, "Normalize") is not None
     if steps:
         raise CheckpointError(
             f"{path}/modules.json: {_names(steps)} cannot be read after {name} pooling. Known are Transformer, Pooling "
-            "(or a WeightedLayerPooling and Pooling, or latent attention), then at most one Dense, then Normalize."
+            "(or a WeightedLayerPooling and Pooling, or latent attention), then any number of Dense, then Normalize."
         )
     return PoolingFolder(
         name=name,
         options=options,
         include_prompt=include_prompt,
         weights=weights,
-        projection=projection,
+        projection=tuple(projection),
         normalize=normalize,
     )
 
@@ -193,6 +206,35 @@ def _read_pooling(path: Path, steps: list[tuple[str, Path]]) -> tuple[str, dict[
     if layers is not None:
         return "layer_average", {"layers": _averaged_layers(layers), "pooling": modes[0]}, None, include_prompt
     return modes[0], {}, None, include_prompt
+
+
+def _appends_eos(folder: Path) -> bool:
+    """Whether the tokenizer's own settings ask for EOS behind every text; not every class of transformers heeds them."""
+    file = folder / "tokenizer_config.json"
+    return file.exists() and layout.read_json(file).get("add_eos_token") is True
+
+
+def dense_of(model: ModelFolder, dim: int) -> ModelFolder:
+    """`model` with embeddings of `dim` dimensions: by the Dense of its folder that is made for them, else their first `dim`.
+
+    Stella (arXiv:2412.19048) has a Dense for each of several dimensions, `2_Dense_256`, `2_Dense_1024`, ...; modules.json names
+    one. Raises CheckpointError where it has none for `dim`.
+    """
+    last = model.pooling.projection[-1] if model.pooling.projection else None
+    family = re.fullmatch(r"(.*_Dense_)(\d+)", last.name) if last is not None else None
+    if last is None or family is None:
+        return replace(model, dim=dim)
+    others = {
+        int(p.name.removeprefix(family[1])): p
+        for p in last.parent.glob(f"{family[1]}*")
+        if p.name[len(family[1]) :].isdigit()
+    }
+    if dim not in others:
+        raise CheckpointError(
+            f"{model.path}: no layer for {dim} dimensions; there are {', '.join(map(str, sorted(others)))}."
+        )
+    projection = (*model.pooling.projection[:-1], others[dim])
+    return replace(model, pooling=replace(model.pooling, projection=projection), dim=None)
 
 
 def _averaged_layers(folder: Path) -> list[int]:

@@ -1,17 +1,19 @@
-"""Read a sentence-transformers folder back as an Encoder: ours, or anybody's whose modules we know.
+"""Read a model folder as an Encoder: ours, anybody's of sentence-transformers whose modules we know, or a published layout.
 
-`read_model_folder` (folder.py) says what is in the folder and refuses by name what we do not have; `load_encoder` builds
-it. No code of the folder is run: latent attention is recognised and built from our own class.
+`describe` (published/) says what is in the folder and refuses by name what we do not have; `load_encoder` builds it, `take_heads`
+gives the weights of its heads to an encoder that a run describes. No code of the folder is run: latent attention is recognised
+and built from our own class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from tokenizers import normalizers
+from tokenizers import AddedToken, normalizers
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -22,49 +24,95 @@ from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
-from embedtrain.errors import CheckpointError
-from embedtrain.export.folder import ModelFolder, PoolingFolder, read_model_folder
+from embedtrain.errors import CheckpointError, ConfigError
+from embedtrain.export.folder import ModelFolder, PoolingFolder, dense_of
 from embedtrain.export.heads import read_heads
 from embedtrain.export.pooling import MODES
-from embedtrain.export.tensors import linear_size, load_linear, load_tensors
+from embedtrain.export.published import describe
+from embedtrain.export.published.weights import fill
+from embedtrain.export.tensors import load_map, load_tensors, map_size
 from embedtrain.export.tokenizer import ends_with
+from embedtrain.pooling.bge_m3_sparse import BgeM3SparsePooling
 from embedtrain.pooling.first_last import FirstLastPooling
 from embedtrain.pooling.latent_attention import LatentAttentionPooling
 from embedtrain.pooling.layer_average import LayerAveragePooling
 from embedtrain.pooling.learned_tokens import closing_ids
 from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.pooling.splade import SpladePooling
+from embedtrain.pooling.trainable import TrainablePooling
 
-# What a text model on a hub needs; weights in other formats than safetensors are not read, and code is not run.
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+log = logging.getLogger("embedtrain")
+
+# What a text model on a hub needs, and heads beside it; code is not fetched.
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "artifact.metadata", "*_linear.pt", "attn_pool.pt")
+# For a model without safetensors. transformers builds tensors of it and runs nothing.
+_PICKLES = ("pytorch_model*.bin",)
+# Heads that have weights in files of published layouts.
+_WITH_WEIGHTS: dict[str, type[nn.Module]] = {
+    "latent_attention": LatentAttentionPooling,
+    "bge_m3_sparse": BgeM3SparsePooling,
+    "multi_vector": MultiVectorPooling,
+    "trainable": TrainablePooling,
+}
 
 
-def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = None) -> Encoder:
-    """The encoder in a sentence-transformers folder, with its pooling, views, projection, norm, prompts and lengths.
+def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = None, dim: int | None = None) -> Encoder:
+    """The encoder in a model folder, with its pooling, views, projection, norm, prompts and lengths.
 
     folder: a folder, a run directory, `package://<package>/<folder>`, or a name on the model hub.
     backbone: further arguments of `TransformerBackbone`, such as `lora` or `dtype`.
+    dim: dimensions of the embedding, where the folder has a layer for each of several, or its first so many (Matryoshka).
 
     Raises CheckpointError where the folder is incomplete or holds a module that we do not have.
     """
-    model = read_model_folder(local_folder(folder))
+    model = describe(local_folder(folder))
+    if model.unsupported is not None:
+        raise CheckpointError(f"{model.path} cannot be read as it was published: {model.unsupported}.")
+    if dim is not None:
+        model = dense_of(model, dim)
     transformer = TransformerBackbone(name=str(model.transformer), **(backbone or {}))
     tokenizer = transformer.tokenizer()
     ours, views = read_heads(model.path, transformer, tokenizer)
     pooling = ours or _pooling(model.pooling, transformer, tokenizer)
-    projection = model.pooling.projection
-    feature = "token_embeddings" if isinstance(pooling, MultiVectorPooling) else "sentence_embedding"
     encoder = Encoder(
         backbone=transformer,
         pooling=pooling,
         tokenizer=_text_tokenizer(model, transformer, tokenizer, pooling),
         normalize=model.pooling.normalize,
-        projection_dim=None if projection is None else linear_size(projection, feature=feature)[0],
-        views=views,
+        projection_dim=_projection_dim(model, pooling),
+        views=views | {name: _pooling(view, transformer, tokenizer) for name, view in model.views.items()},
     )
-    if projection is not None and encoder.projection is not None:
-        load_linear(encoder.projection, projection)
+    if encoder.projection is not None:
+        load_map(encoder.projection, model.pooling.projection)
     return encoder
+
+
+def take_heads(encoder: Encoder, folder: str | Path) -> None:
+    """Gives heads and projection of `encoder` the weights that heads of their kind have in a model folder, and says so.
+
+    What the folder does not have stays as it is. Raises ConfigError where it has a head of the kind in other sizes.
+    """
+    heads = {"pooling": encoder.pooling, **{f"encoder.views.{name}": view for name, view in encoder.views.items()}}
+    wanting = {key: head for key, head in heads.items() if isinstance(head, tuple(_WITH_WEIGHTS.values()))}
+    if not wanting and encoder.projection is None:
+        return
+    try:
+        model = describe(local_folder(folder))
+    except CheckpointError as reason:
+        log.info("heads beside the backbone are new: %s", reason)
+        return
+    for key, head in wanting.items():
+        for said in (model.pooling, *model.views.values()):
+            if isinstance(head, _WITH_WEIGHTS.get(said.name, ())) and _has_weights(said):
+                try:
+                    _fill(head, said)
+                except CheckpointError as error:
+                    raise ConfigError(
+                        f"{key}: {error} Give it the sizes of the folder, or take another backbone."
+                    ) from None
+                log.info("%s: weights of %s are those of %s", key, type(head).__name__, model.path)
+    if encoder.projection is not None and model.pooling.projection:
+        _take_projection(encoder.projection, model)
 
 
 def local_folder(model: str | Path) -> Path:
@@ -78,7 +126,10 @@ def local_folder(model: str | Path) -> Path:
     if named.is_dir():
         return named
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
+        fetched = Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
+        if not any(fetched.glob("*.safetensors")):
+            snapshot_download(str(model), allow_patterns=list(_PICKLES))
+        return fetched
     except Exception as error:  # the hub client raises a dozen kinds; each means that there is no folder
         raise CheckpointError(
             f"{model} is no folder here, and no model could be fetched under this name: {error}"
@@ -86,6 +137,13 @@ def local_folder(model: str | Path) -> Path:
 
 
 def _pooling(said: PoolingFolder, backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    head = _new_pooling(said, backbone, tokenizer)
+    if _has_weights(said) and (said.state is None or backbone.weights == "pretrained"):
+        _fill(head, said)
+    return head
+
+
+def _new_pooling(said: PoolingFolder, backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     facts, options = head_facts(backbone, tokenizer), dict(said.options)
     if said.name in MODES:
         return MODES[said.name]()
@@ -98,15 +156,51 @@ def _pooling(said: PoolingFolder, backbone: TransformerBackbone, tokenizer: PreT
         return SpladePooling(lm_head=LanguageModelHead(backbone), vocab_size=facts["vocab_size"], **options)
     if said.name == "multi_vector":
         known = {name: facts[name] for name in ("hidden_size", "punctuation_ids")}
-        head = MultiVectorPooling(**known, **options)
-        if head.linear is not None and said.weights is not None:
-            load_linear(head.linear, said.weights)
-        return head
-    if said.name == "latent_attention" and said.weights is not None:
-        latent = LatentAttentionPooling(**options)
-        latent.load_state_dict(load_tensors(said.weights))
-        return latent
+        return MultiVectorPooling(**known, **options)
+    if said.name == "bge_m3_sparse":
+        return BgeM3SparsePooling(**{name: facts[name] for name in ("hidden_size", "vocab_size", "special_ids")})
+    if said.name == "latent_attention":
+        return LatentAttentionPooling(**options)
     raise CheckpointError(f"{said.name}: its files in embedtrain/ are missing: the folder is not complete.")
+
+
+def _has_weights(said: PoolingFolder) -> bool:
+    return said.state is not None or said.weights is not None
+
+
+def _fill(head: nn.Module, said: PoolingFolder) -> None:
+    """The head's weights out of its files. Raises CheckpointError naming keys and shapes that do not fit."""
+    if said.state is not None:
+        fill(head, said.state(), "the folder's head")
+    elif isinstance(head, MultiVectorPooling) and head.linear is not None and said.weights is not None:
+        load_map(head.linear, [said.weights])
+    elif isinstance(head, LatentAttentionPooling) and said.weights is not None:
+        fill(head, load_tensors(said.weights), str(said.weights))
+
+
+def _projection_dim(model: ModelFolder, pooling: nn.Module) -> int | None:
+    """Dimensions behind the linear layers, or of what is kept; None where there is nothing behind the head."""
+    several = isinstance(pooling, MultiVectorPooling)
+    feature = "token_embeddings" if several else "sentence_embedding"
+    made = map_size(model.pooling.projection, feature=feature)[0] if model.pooling.projection else None
+    if model.dim is not None and (several or getattr(pooling, "as_is", False)):
+        raise CheckpointError(
+            f"{model.path}: embeddings of {type(pooling).__name__} cannot be cut to {model.dim} dimensions. Leave it out."
+        )
+    return made if model.dim is None else model.dim
+
+
+def _take_projection(projection: nn.Linear, model: ModelFolder) -> None:
+    feature = "token_embeddings" if model.pooling.name == "multi_vector" else "sentence_embedding"
+    try:
+        model = dense_of(model, projection.out_features)
+        if map_size(model.pooling.projection, feature=feature)[0] != projection.out_features:
+            raise CheckpointError(f"{model.path} has none to {projection.out_features} dimensions.")
+        load_map(projection, model.pooling.projection)
+    except CheckpointError as reason:
+        log.info("encoder.projection_dim: the layer is new: %s", reason)
+        return
+    log.info("encoder.projection_dim: weights are those of %s", ", ".join(map(str, model.pooling.projection)))
 
 
 def _text_tokenizer(
@@ -114,6 +208,7 @@ def _text_tokenizer(
 ) -> TextTokenizer:
     if model.lower_case:
         _lower(tokenizer)
+    _register(tokenizer, model.markers)
     # Where sentence-transformers finds no limit it takes the smaller of what tokenizer and positions allow.
     longest = min(
         tokenizer.model_max_length, getattr(backbone.config, "max_position_embeddings", tokenizer.model_max_length)
@@ -132,10 +227,28 @@ def _text_tokenizer(
         ),
         max_query_length=model.max_query_length or longest,
         max_document_length=model.max_document_length or longest,
-        append_eos=getattr(pooling, "reads_last_token", False) and any(ends_with(tokenizer, t) for t in closing),
+        append_eos=model.append_eos
+        or (getattr(pooling, "reads_last_token", False) and any(ends_with(tokenizer, t) for t in closing)),
         query_augmentation=model.query_augmentation,
         closing_ids=closing_ids(pooling),
     )
+
+
+def _register(tokenizer: PreTrainedTokenizerBase, markers: tuple[str, ...]) -> None:
+    """Makes each marker the one token that the vocabulary has of it: the whole, or its first word.
+
+    One that the vocabulary has not is text, and is left to the tokenizer.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for marker in markers:
+        known = [token for token in _readings(marker) if token in vocabulary]
+        if known and tokenizer.tokenize(known[0]) != known[:1]:
+            tokenizer.add_tokens([AddedToken(known[0], normalized=False, special=True)], special_tokens=True)
+
+
+def _readings(marker: str) -> Iterator[str]:
+    yield marker
+    yield from marker.split(None, 1)[:1]
 
 
 def _lower(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -46,13 +46,70 @@ def save_linear(linear: nn.Linear, folder: Path, dtype: torch.dtype, *, feature:
     save_tensors({f"linear.{name}": tensor for name, tensor in linear.state_dict().items()}, folder, dtype)
 
 
-def load_linear(linear: nn.Linear, folder: Path) -> None:
-    """A Dense's weights into `linear`; one without bias leaves a bias of 0."""
-    weights = load_tensors(folder)
+def load_map(linear: nn.Linear, folders: Sequence[Path]) -> None:
+    """The map of these Dense, its first rows where `linear` has fewer, the identity's where there are none.
+
+    A map without bias leaves a bias of 0. Raises CheckpointError where they do not follow each other, or not on `linear`.
+    """
+    weight, bias = linear_map(folders) if folders else (torch.eye(linear.in_features), None)
+    rows, width = linear.weight.shape
+    if weight.shape[0] < rows or weight.shape[1] != width:
+        raise CheckpointError(
+            f"{_names(folders)}: a layer of {list(weight.shape)}, where {[rows, width]} was expected."
+        )
     with torch.no_grad():
-        linear.weight.copy_(weights["linear.weight"])
+        linear.weight.copy_(weight[:rows])
         if linear.bias is not None:
-            linear.bias.copy_(weights.get("linear.bias", torch.zeros_like(linear.bias)))
+            linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias[:rows])
+
+
+def linear_map(folders: Sequence[Path]) -> tuple[Tensor, Tensor | None]:
+    """(W [out, in], b [out] or None) of Dense in a row, x -> W x + b: without activations they are one. fp32, multiplied in fp64.
+
+    Raises CheckpointError naming keys and shapes that are not those of its config.
+    """
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    for folder in folders:
+        own, shift = _dense(folder)
+        if weight is not None and own.shape[1] != weight.shape[0]:
+            raise CheckpointError(
+                f"{_names(folders)}: {folder.name} reads {own.shape[1]} dimensions, after {weight.shape[0]}."
+            )
+        bias = own @ bias if bias is not None else None
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
+        weight = own if weight is None else own @ weight
+    assert weight is not None
+    return weight.float(), None if bias is None else bias.float()
+
+
+def _dense(folder: Path) -> tuple[Tensor, Tensor | None]:
+    """(W, b) of one Dense in fp64; with `use_residual` also what runs beside it."""
+    config, found = layout.read_json(folder / "config.json"), load_tensors(folder)
+    shape = [config["out_features"], config["in_features"]]
+    expected = {"linear.weight": shape} | ({"linear.bias": shape[:1]} if config.get("bias", True) else {})
+    beside = bool(config.get("use_residual"))
+    if beside and shape[0] != shape[1]:
+        expected["residual.weight"] = shape
+    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+    if shapes != expected:
+        raise CheckpointError(f"{folder / _NAME}: expected {expected}, as its config.json says, got {shapes}.")
+    weights = {name: tensor.double() for name, tensor in found.items()}
+    weight = weights["linear.weight"]
+    if beside:
+        weight = weight + weights.get("residual.weight", torch.eye(shape[0], dtype=torch.float64, device="cpu"))
+    return weight, weights.get("linear.bias")
+
+
+def map_size(folders: Sequence[Path], *, feature: str = "sentence_embedding") -> tuple[int, bool]:
+    """(dimensions, whether it has a bias) of Dense in a row. Raises CheckpointError as `linear_size`."""
+    sizes = [linear_size(folder, feature=feature) for folder in folders]
+    return sizes[-1][0], any(bias for _, bias in sizes)
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return " + ".join(map(str, folders)) or "the identity"
 
 
 def linear_size(folder: Path, *, feature: str = "sentence_embedding") -> tuple[int, bool]:
@@ -66,9 +123,9 @@ def linear_size(folder: Path, *, feature: str = "sentence_embedding") -> tuple[i
         raise CheckpointError(
             f"{folder}/config.json: a Dense with {activation} cannot be read; a projection here is linear."
         )
-    read = config.get("module_input_name", "sentence_embedding")
-    if config.get("use_residual") or read != feature or config.get("module_output_name", read) != read:
+    read = config.get("module_input_name", feature)
+    if read != feature or (config.get("module_output_name") or read) != read:
         raise CheckpointError(
-            f"{folder}/config.json: a Dense with a residual, or not on {feature}, cannot be read here."
+            f"{folder}/config.json: a Dense on {read} cannot be read here, where {feature} is expected."
         )
     return int(config["out_features"]), bool(config.get("bias", True))

@@ -129,9 +129,6 @@ REFUSED = {
     "model_type is CrossEncoder; known are": lambda folder: edit(
         folder / "config_sentence_transformers.json", lambda config: config | {"model_type": "CrossEncoder"}
     ),
-    "truncate_dim is 64": lambda folder: edit(
-        folder / "config_sentence_transformers.json", lambda config: config | {"truncate_dim": 64}
-    ),
     "fill-mask": lambda folder: edit(
         folder / "sentence_bert_config.json", lambda config: config | {"transformer_task": "fill-mask"}
     ),

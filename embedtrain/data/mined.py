@@ -2,6 +2,7 @@
 
     manifest.json                  what they are and since when; written last, so a folder without it is no version
     <source>.texts.arrow           [N] the distinct documents that are a negative of some row
+    <source>.text_ids.npy          [N] int64 their identities
     <source>.negatives.npy         [R, K] int64 numbers of texts; NOTHING behind the last of a short row
     <source>.scores.npy            [R, K] fp32 of a rescorer; only where one was asked
     <source>.positive_scores.npy   [P] fp32 of all rows' positives, row by row, and positive_offsets.npy [R + 1]; likewise
@@ -51,6 +52,7 @@ def write_mined(folder: Path, sources: Mapping[str, MinedRows], manifest: Mappin
         texts = pa.table({"text": pa.array(rows.texts, pa.large_string())})
         with pa.OSFile(str(partial / f"{name}.texts.arrow"), "wb") as file, pa.ipc.new_file(file, texts.schema) as out:
             out.write_table(texts)
+        np.save(partial / f"{name}.text_ids.npy", np.array([text_id(text) for text in rows.texts], dtype=np.int64))
         np.save(partial / f"{name}.negatives.npy", rows.negatives)
         if rows.scores is not None:
             for key in ("scores", "positive_scores", "positive_offsets"):
@@ -108,7 +110,7 @@ class MinedNegatives:
 
     def text_ids(self, source: str) -> Ints:
         """Identities of the texts, [N]."""
-        return np.array([text_id(text.as_py()) for text in self._texts[source]], dtype=np.int64)
+        return self._array(f"{source}.text_ids.npy")
 
     def text(self, source: str, number: int) -> str:
         return self._texts[source][number].as_py()

@@ -13,8 +13,10 @@ from embedtrain.data.draws import Ints
 from embedtrain.data.mined import NOTHING, MinedRows, write_mined
 from embedtrain.data.sources import Source
 from embedtrain.encoder import Encoder
+from embedtrain.errors import DataError
 from embedtrain.mining.miner import MinedSource, Miner
 from embedtrain.mining.records import NO_DOCUMENT, MiningData
+from embedtrain.store.ranks import on_main
 
 log = logging.getLogger("embedtrain")
 
@@ -30,24 +32,28 @@ def write_version(
 ) -> None:
     """Mines for all sources and writes what a training run reads (`data/mined.py`). Every rank calls it.
 
-    `store`: of embeddings, in place of the miner's own.
+    `store`: of embeddings, in place of the miner's own. Raises DataError, on every rank, where it cannot be written.
     """
     rows: dict[str, MinedRows] = {}
-    short = 0
+    keep_own = miner.own_negatives == "keep"
+
+    def write() -> None:
+        manifest = {
+            "step": step,
+            "keep_own": keep_own,
+            "rows": {name: len(source) for name, source in sources.items()},
+            "short_rows": sum(int((own.negatives == NOTHING).any(axis=1).sum()) for own in rows.values()),
+        }
+        try:
+            write_mined(folder, rows, manifest)
+        except OSError as error:
+            raise DataError(f"{folder}: mined negatives could not be written ({error}). Free some space.") from error
+
     for name, source in sources.items():
         found = miner.mine(source, name, encoder, store=store)
         if distributed.is_main():
-            rows[name] = rows_of(found, source, keep_own=miner.own_negatives == "keep")
-            short += int((rows[name].negatives == NOTHING).any(axis=1).sum())
-    if distributed.is_main():
-        manifest = {
-            "step": step,
-            "keep_own": miner.own_negatives == "keep",
-            "rows": {name: len(source) for name, source in sources.items()},
-            "short_rows": short,
-        }
-        write_mined(folder, rows, manifest)
-    distributed.barrier()
+            rows[name] = rows_of(found, source, keep_own=keep_own)
+    on_main(write)
 
 
 def rows_of(found: MinedSource, source: Source, *, keep_own: bool) -> MinedRows:

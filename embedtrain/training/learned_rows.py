@@ -10,6 +10,8 @@ from torch import Tensor
 
 from embedtrain import distributed
 from embedtrain.data.draws import Ints
+from embedtrain.encoder import Encoder
+from embedtrain.errors import ConfigError
 from embedtrain.training.refresh import Triggered
 from embedtrain.types import Embeddings, TokenBatch
 
@@ -37,13 +39,14 @@ class LearnedRows:
         return {name: getattr(self, name) for name in ("start", "at_first", "summed", "visits")}
 
     def observe(self, queries: Embeddings, documents: Embeddings, batch: TokenBatch) -> None:
-        """Notes the mean score of each query's hard negatives in a batch of this rank."""
+        """Notes the mean cosine of each query's hard negatives in a batch of this rank."""
         relation = batch.relation
         hard = torch.nonzero(~relation.is_positive).flatten()
         owner = relation.owner[hard]
-        scores = (
-            queries.values[owner.to(queries.values.device)] * documents.values[hard.to(documents.values.device)]
-        ).sum(1)
+        scores = torch.cosine_similarity(
+            queries.values[owner.to(queries.values.device)].float(),
+            documents.values[hard.to(documents.values.device)].float(),
+        )
         count = torch.bincount(owner, minlength=relation.num_queries)
         total = torch.zeros(relation.num_queries, dtype=torch.float64).index_add_(0, owner, scores.double().cpu())
         seen = count > 0
@@ -63,8 +66,8 @@ class LearnedRows:
             self.summed.index_add_(0, rows[~new], scores[~new])
             self.visits.index_add_(0, rows[~new], torch.ones_like(rows[~new]))
 
-    def look(self, lengths: Mapping[str, Ints]) -> int:
-        """Moves the rows that have learned theirs on. `lengths`: of each row's list. Returns how many moved."""
+    def look(self, lengths: Mapping[str, Ints]) -> np.ndarray:
+        """Moves the rows that have learned theirs on. `lengths`: of each row's list. Returns which moved, [N] bool."""
         now = self.summed / self.visits.clamp(min=1)
         learned = (self.visits > 0) & (self.trigger.factor * now < self.at_first) & (now.abs() < self.trigger.ceiling)
         length = torch.from_numpy(np.concatenate([lengths[name] for name in self.sizes]))
@@ -73,8 +76,17 @@ class LearnedRows:
         self.at_first[learned] = torch.nan
         self.summed[learned] = 0
         self.visits[learned] = 0
-        return int(learned.sum())
+        return learned.numpy()
 
     def starts(self) -> dict[str, Ints]:
         """Where in its list each row of each source stands, [R]."""
         return {name: self.start[first : first + self.sizes[name]].numpy().copy() for name, first in self.first.items()}
+
+
+def refuse_other_embeddings(encoder: Encoder) -> None:
+    """Raises ConfigError where the cosine of two texts is not that of two vectors."""
+    if encoder.multi_vector or hasattr(encoder.pooling, "search_vectors"):
+        raise ConfigError(
+            "training.refresh: whether a row has learned its negatives is read from the cosines of vectors, and "
+            f"{type(encoder.pooling).__name__} makes no single vector of a text. Use another pooling, or training.refresh={{}}"
+        )

@@ -1,8 +1,8 @@
 """Hard negatives of a run that mines: found before the first step, and again when `training.refresh` says so.
 
-    <run>/negatives/step_00000000/     found by the weights of step 0: a version, see data/mined.py
-    <run>/negatives/step_00000500/     by those of step 500
-    <run>/negatives/step_00000500.mining/    at work: job.json, weights.safetensors, log.txt; gone when the version is there
+    <run>/negatives/step_00000000/           found by the weights of step 0: a version, see data/mined.py
+    <run>/negatives/step_00000500/           by those of step 500
+    <run>/negatives/step_00000500.mining/    at work, see mining_process.py; gone when the version is taken up
 
 Versions stay: they say what was trained on, and a run that is resumed at any step finds those of that step. Work beside the
 training that a kill ended is begun again from the weights that were kept for it.
@@ -10,11 +10,8 @@ training that a kill ended is begun again from the weights that were kept for it
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -22,18 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.torch import save_file
 from torch import Tensor
 
 from embedtrain import distributed
 from embedtrain.config.build import build
+from embedtrain.data.draws import Ints
 from embedtrain.data.mined import NOTHING, MinedNegatives
 from embedtrain.data.sources import Source
 from embedtrain.encoder import Encoder
 from embedtrain.errors import TrainingError
 from embedtrain.mining.job import write_version
 from embedtrain.mining.miner import Miner
-from embedtrain.training.learned_rows import LearnedRows
+from embedtrain.store.ranks import on_main
+from embedtrain.training.learned_rows import LearnedRows, refuse_other_embeddings
+from embedtrain.training.mining_process import MiningProcess, keep_weights
 from embedtrain.training.refresh import Periodic, Triggered
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("embedtrain")
 
 POLL_SECONDS = 0.5
+_ROWS_AT_ONCE = 65536
 
 
 class NegativeMining:
@@ -54,6 +54,8 @@ class NegativeMining:
     folder     of the run (or its stage)
     settings   of the stage, for the process that mines beside the training
     start      weights that the stage started from, where that is not its model: a file; None
+
+    Raises ConfigError where the scores of an encoder's negatives cannot be followed.
     """
 
     def __init__(
@@ -72,176 +74,164 @@ class NegativeMining:
         self.encoder = encoder
         self.sources = dict(sources)
         self.folder = folder / "negatives"
-        self.settings = settings
-        self.start = start
-        self.learned = (
-            LearnedRows(refresh, {name: len(source) for name, source in sources.items()})
-            if isinstance(refresh, Triggered)
-            else None
-        )
+        self.learned: LearnedRows | None = None
+        self.process: MiningProcess | None = None
         self.total_steps = sys.maxsize  # of the run: nothing is begun that no step would use
-        self._process: subprocess.Popen | None = None
-        self._at: int | None = None  # the version in use
+        self._waited = 0.0
+        if isinstance(refresh, Triggered):
+            refuse_other_embeddings(encoder)
+            self.learned = LearnedRows(refresh, {name: len(source) for name, source in sources.items()})
+        elif refresh is not None:
+            self.process = MiningProcess(refresh, settings, start)
 
     def next_change(self, step: int) -> int:
         """The first step after this one before which `enter` has to be called again."""
         return sys.maxsize if self.refresh is None else self.refresh.next_change(step)
 
+    def version(self, step: int) -> int:
+        """The step whose weights found the negatives, or the lists of them, that `step` uses."""
+        return self.refresh.version(step) if isinstance(self.refresh, Periodic) else 0
+
     def enter(self, trainer: Trainer, step: int) -> None:
         """Hands the loader the negatives that `step` uses, after whatever must be mined or waited for."""
-        if isinstance(self.refresh, Triggered):
-            self._triggered(trainer, step)
-            return
-        wanted = self.refresh.version(step) if self.refresh is not None else 0
-        pending = self.refresh.pending(step) if self.refresh is not None else None
+        began = time.perf_counter()
+        if step == 0:
+            # A start that reached no checkpoint may have had other settings, so what it mined is not of this run.
+            on_main(lambda: shutil.rmtree(self.folder, ignore_errors=True))
+        wanted = self.version(step)
         if not self._there(wanted):
             if wanted == step:
                 self._mine_here(step)
             else:
-                self._wait(wanted, step)
-        self._take_up(trainer, wanted, step)
-        if pending is not None and self.next_change(step) < self.total_steps and not self._there(pending):
-            self._mine_beside(pending, fresh=pending == step)
+                self._wait(trainer, wanted, step)
+        if isinstance(self.refresh, Triggered):
+            self._look(trainer, step)
+        else:
+            self._take_up(trainer, wanted, step)
+        if isinstance(self.refresh, Periodic):
+            self._mine_beside(self.refresh, step)
+        self._waited += time.perf_counter() - began
 
-    def _take_up(self, trainer: Trainer, version: int, step: int) -> None:
-        negatives = MinedNegatives(self._version(version))
-        if negatives.manifest["rows"] != {name: len(source) for name, source in self.sources.items()}:
-            raise TrainingError(
-                f"{negatives.path}: its rows are not those of this run. Delete {self.folder} and the run."
-            )
-        before = trainer.loader.negatives
-        trainer.loader.negatives = negatives
-        if self._at == version:
-            return
-        self._at = version
-        facts = {
-            "negatives/age": float(step - version),
-            "negatives/short_rows": float(negatives.manifest["short_rows"]),
-        }
-        if before is not None:
-            facts["negatives/turnover"] = turnover(before, negatives)
-        trainer.report(step, facts)
-        if version or before is not None:
-            log.info(
-                "step %d  negatives of the weights of step %d%s",
-                step,
-                version,
-                f", {facts['negatives/turnover']:.1%} of them new" if before is not None else "",
-            )
-
-    # ------------------------------------------------------------------------------------------------------ mining
-
-    def _mine_here(self, step: int) -> None:
-        """All ranks together, with the weights of now."""
-        store = None if step == 0 else self._work(step) / "embeddings"
-        write_version(self.miner, self.sources, self.encoder, self._version(step), step=step, store=store)
-        if distributed.is_main():
-            shutil.rmtree(self._work(step), ignore_errors=True)
-        distributed.barrier()
-
-    def _mine_beside(self, step: int, *, fresh: bool) -> None:
-        """In a process of rank 0, from a copy of the weights. `fresh`: of now; else the copy made when it was `step`."""
-        if not distributed.is_main() or self._process is not None:
-            return
-        work = self._work(step)
-        weights = work / "weights.safetensors"
-        if fresh:
-            work.mkdir(parents=True, exist_ok=True)
-            partial = weights.with_suffix(".partial")
-            trained = {name: p for name, p in self.encoder.named_parameters() if p.requires_grad}
-            save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, partial)
-            partial.replace(weights)
-        if not weights.is_file():
-            raise TrainingError(
-                f"{weights} is gone, from which the negatives of step {step} were being mined. Resume from a checkpoint of "
-                f"step {step} or before, or start again in a new run."
-            )
-        refresh = self.refresh
-        assert isinstance(refresh, Periodic)
-        job = {
-            "config": self.settings,
-            "start": None if self.start is None else str(self.start.absolute()),
-            "weights": str(weights.absolute()),
-            "version": str(self._version(step).absolute()),
-            "store": str((work / "embeddings").absolute()),
-            "step": step,
-            "dtype": None
-            if self.encoder.encode_dtype is None
-            else str(self.encoder.encode_dtype).removeprefix("torch."),
-            "threads": refresh.threads,
-        }
-        (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
-        with (work / "log.txt").open("a", encoding="utf-8") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "embedtrain.training.mine_beside", str(work / "job.json")],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=_alone(refresh),
-            )
-
-    def _wait(self, version: int, step: int) -> None:
-        """For the process that mines it, on all ranks. Raises TrainingError, on all of them, where it failed."""
-        if distributed.is_main() and self._process is None:
-            self._mine_beside(version, fresh=False)
-        started, said = time.monotonic(), False
-        while True:
-            failure = distributed.broadcast_object(self._poll(version) if distributed.is_main() else None)
-            if failure == "":
-                break
-            if failure is not None:
-                raise TrainingError(failure)
-            if not said and time.monotonic() - started > POLL_SECONDS:
-                said = True
-                log.info("step %d waits for the negatives of step %d", step, version)
-            time.sleep(POLL_SECONDS)
-        waited = time.monotonic() - started
-        if said:
-            log.info("step %d waited %.0f s: a larger training.refresh.lag would hide it", step, waited)
-
-    def _poll(self, version: int) -> str | None:
-        """ "" when it is there, None while it is being made, else what went wrong. Rank 0 alone."""
-        assert self._process is not None
-        code = self._process.poll()
-        if code is None:
-            return None
-        self._process = None
-        work = self._work(version)
-        if code or not self._is_whole(version):
-            lines = (work / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-            return (
-                f"the process that mined the negatives of step {version} ended with code {code}: {' | '.join(lines[-3:])}. All "
-                f"of it: {work / 'log.txt'}. The same command goes on from the last checkpoint."
-            )
-        shutil.rmtree(work, ignore_errors=True)
-        return ""
+    def facts(self, step: int) -> dict[str, float]:
+        """For the telemetry of an update from `step` on. Starts the clock of waiting again."""
+        waited, self._waited = self._waited, 0.0
+        return {"negatives/age": float(step - self.version(step)), "negatives/wait_seconds": waited}
 
     def close(self) -> None:
         """Ends what is still mined beside the training; its weights stay for a resumed run."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
+        if self.process is not None:
+            self.process.end()
 
-    # ---------------------------------------------------------------------------------------------------- triggered
+    # ------------------------------------------------------------------------------------------------------ versions
 
-    def _triggered(self, trainer: Trainer, step: int) -> None:
+    def _take_up(self, trainer: Trainer, version: int, step: int) -> None:
+        """Tells what is new, at the steps at which something is: `negatives/...` of the first update that uses it."""
+        trainer.loader.negatives = self._negatives(version)
+        before = self.version(step - 1) if step else None
+        if not distributed.is_main() or before == version:
+            return
+        if self.process is not None:
+            self.process.end()  # it has written its version
+        shutil.rmtree(self._work(version), ignore_errors=True)
+        negatives = trainer.loader.negatives
+        facts = {"negatives/short_rows": float(negatives.manifest["short_rows"])}
+        if before is not None:
+            facts["negatives/turnover"] = turnover(MinedNegatives(self._version(before)), negatives)
+            log.info(
+                "step %d  from here on negatives of the weights of step %d, %.1f%% of them not those of step %d",
+                *(step, version, 100 * facts["negatives/turnover"], before),
+            )
+        trainer.report(step + 1, facts)
+
+    def _negatives(self, version: int) -> MinedNegatives:
+        negatives = MinedNegatives(self._version(version))
+        rows = {name: len(source) for name, source in self.sources.items()}
+        if negatives.manifest["rows"] != rows:
+            raise TrainingError(
+                f"{negatives.path}: negatives for rows {negatives.manifest['rows']}, and the run has {rows}. They were mined for "
+                "other data; start again with another run.name."
+            )
+        return negatives
+
+    def _mine_here(self, step: int) -> None:
+        """All ranks together, with the weights of now. What a killed try has embedded is embedded again: rounding may differ."""
+        if step == 0:
+            write_version(self.miner, self.sources, self.encoder, self._version(0), step=0)
+            return
+        work = self._work(step)
+        on_main(lambda: shutil.rmtree(work, ignore_errors=True))
+        store = work / "embeddings"
+        write_version(self.miner, self.sources, self.encoder, self._version(step), step=step, store=store)
+        on_main(lambda: shutil.rmtree(work, ignore_errors=True))
+
+    # -------------------------------------------------------------------------------------------------------- beside
+
+    def _mine_beside(self, refresh: Periodic, step: int) -> None:
+        """Begins, or goes on, with what is to be mined while `step` and those after it are made."""
+        pending = refresh.pending(step)
+        if pending is None or refresh.next_change(step) >= self.total_steps or self._there(pending):
+            return
+
+        def begin() -> None:
+            if pending == step:
+                keep_weights(self.encoder, self._work(step))
+            self._begin(pending)
+
+        on_main(begin)
+
+    def _begin(self, version: int) -> None:
+        """Rank 0 alone."""
+        assert self.process is not None
+        self.process.begin(self.encoder, version, self._work(version), self._version(version))
+
+    def _wait(self, trainer: Trainer, version: int, step: int) -> None:
+        """For the process that mines it, on all ranks. Raises TrainingError, on all of them, where it failed."""
+        started, said = time.monotonic(), False
+        while not on_main(lambda: self._is_over(version)):
+            trainer.stop_if_told(step)
+            if not said:
+                said = True
+                log.info("step %d  waits for the negatives of the weights of step %d", step, version)
+            time.sleep(POLL_SECONDS)
+        if said:
+            log.info(
+                "step %d  waited %.0f s; with a larger training.refresh.every, or more of training.refresh.threads, it would not",
+                *(step, time.monotonic() - started),
+            )
+
+    def _is_over(self, version: int) -> bool:
+        """Rank 0 alone."""
+        if self.process is None:
+            raise TrainingError(f"{self._version(version)} is gone. Start again with another run.name.")
+        if not self.process.is_there:
+            self._begin(version)
+        if not self._is_whole(version):
+            self.process.refuse_failure(version, self._work(version))
+        return self._is_whole(version)
+
+    # ----------------------------------------------------------------------------------------------------- triggered
+
+    def _look(self, trainer: Trainer, step: int) -> None:
+        """Moves rows on in their lists, where it is time to."""
         assert self.learned is not None
         assert isinstance(self.refresh, Triggered)
-        if not self._there(0):
-            if step:
-                raise TrainingError(f"{self._version(0)} is gone, the lists that negatives come from. Start a new run.")
-            self._mine_here(0)
-        lists = MinedNegatives(self._version(0))
-        if step and step % self.refresh.every == 0:
+        lists, width = self._negatives(0), self.refresh.num_negatives
+        looks = step % self.refresh.every == 0
+        moved: np.ndarray | None = None
+        if step and looks:
             self.settle()
-            lengths = {name: lists.counts(name) for name in self.sources}
-            moved = self.learned.look(lengths)
-            trainer.report(step, {"negatives/moved_rows": float(moved)})
-            if moved:
-                log.info("step %d  %d rows go on to their next negatives", step, moved)
-        trainer.loader.negatives = lists.window(self.learned.starts(), self.refresh.num_negatives)
+            moved = self.learned.look({name: lists.counts(name) for name in self.sources})
+        trainer.loader.negatives = lists.window(self.learned.starts(), width)
         trainer.step.observe = self.learned.observe  # type: ignore[union-attr]
+        if not looks:
+            return
+        counts = np.concatenate([trainer.loader.negatives.counts(name) for name in self.sources])
+        facts = {"negatives/short_rows": float((counts < width).sum())}
+        if moved is not None:
+            facts["negatives/moved_rows"] = float(moved.sum())
+            facts["negatives/turnover"] = float(counts[moved].sum() / max(1, counts.sum()))
+            log.info("step %d  %d of %d rows have learned their negatives, and go on", step, moved.sum(), moved.size)
+        trainer.report(step + 1, facts)
 
     def settle(self) -> None:
         """What every rank has seen since the last time becomes known to all."""
@@ -254,7 +244,7 @@ class NegativeMining:
             return []
         return [(f"negatives.{name}", buffer) for name, buffer in self.learned.buffers().items()]
 
-    # ------------------------------------------------------------------------------------------------------- places
+    # -------------------------------------------------------------------------------------------------------- places
 
     def _version(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
@@ -274,31 +264,17 @@ def turnover(before: MinedNegatives, after: MinedNegatives) -> float:
     """Share of the negatives of all rows that these rows did not have before."""
     new = total = 0
     for name in after.manifest["sources"]:
-        if name not in before:
-            continue
-        known = before.text_ids(name)
-        ids = after.text_ids(name)
-        was, now = before.numbers(name), after.numbers(name)
-        for block in range(0, len(now), 65536):
-            w, n = was[block : block + 65536], now[block : block + 65536]
-            there = n != NOTHING
-            had = np.where(w != NOTHING, known[w], -1)
-            has = np.where(there, ids[n], -2)
-            new += int((there & ~(has[:, :, None] == had[:, None, :]).any(axis=2)).sum())
+        for start in range(0, len(after.numbers(name)), _ROWS_AT_ONCE):
+            was, now = (_text_ids(side, name, slice(start, start + _ROWS_AT_ONCE)) for side in (before, after))
+            there = now != NOTHING
+            new += int((there & ~(now[:, :, None] == was[:, None, :]).any(axis=2)).sum())
             total += int(there.sum())
     return new / max(1, total)
 
 
-def _alone(refresh: Periodic) -> dict[str, str]:
-    """The environment of a process that is no rank of this launch."""
-    of_ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-    env = {
-        key: value for key, value in os.environ.items() if key not in of_ranks and not key.startswith("TORCHELASTIC")
-    }
-    env["OMP_NUM_THREADS"] = str(refresh.threads)
-    kind, _, number = refresh.device.partition(":")
-    env["CUDA_VISIBLE_DEVICES"] = (number or "0") if kind == "cuda" else ""
-    return env
+def _text_ids(negatives: MinedNegatives, source: str, rows: slice) -> Ints:
+    """[R, K] identities of the negatives of some rows; NOTHING behind the last of a row."""
+    return np.append(negatives.text_ids(source), NOTHING)[negatives.numbers(source)[rows]]  # NOTHING is the last place
 
 
 def build_mining(

@@ -7,6 +7,8 @@ finished when its step comes is waited for.
 
 from __future__ import annotations
 
+import re
+
 from embedtrain.errors import ConfigError
 
 
@@ -31,6 +33,8 @@ class Periodic:
                 f"training.refresh.lag={lag}: expected 0 (training waits) to every={every} steps, so that one mining ends before "
                 "the next begins."
             )
+        if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ConfigError(f"training.refresh.device={device}: expected cpu, cuda, cuda:<number> or null.")
         if threads < 1:
             raise ConfigError(f"training.refresh.threads={threads}: expected at least 1.")
         self.every = every
@@ -70,7 +74,7 @@ class Triggered:
     mining (arXiv:2408.15710).
 
     The miner finds a ranked list for each row once, before the first step (Conan leaves out its first 10: filter=shifted). Of
-    each row the mean score of the negatives that it brought is followed. Every n steps, a row whose negatives score
+    each row the mean cosine of the negatives that it brought is followed. Every n steps, a row whose negatives score
 
         factor * score now < score at first   and   |score now| < ceiling
 

@@ -136,6 +136,10 @@ class SpeedMeter:
             self._tokens += batch.queries.num_tokens + batch.documents.num_tokens
         self._waited += waited
 
+    def leave_out(self, seconds: float) -> None:
+        """Time in which there was no training, such as that of mining."""
+        self._started += seconds
+
     def read(self) -> dict[str, float]:
         """Of this rank, times the number of ranks: they go in step."""
         seconds = max(1e-9, time.perf_counter() - self._started)

@@ -118,6 +118,8 @@ class Trainer:
                 if done == until:
                     until = self._next_change(done)
                     batches = iter(self.loader.steps(done, until))
+                    speed.leave_out(time.perf_counter() - asked)
+                    asked = time.perf_counter()
                 micro_batches = next(batches)
                 speed.add(micro_batches, time.perf_counter() - asked)
                 if done == start:
@@ -130,7 +132,7 @@ class Trainer:
                     self._log(done, result, norm, speed)
                 for callback in self.callbacks.values():
                     callback.on_step(self, done)
-                self._stop_if_told(done)
+                self.stop_if_told(done)
         for callback in self.callbacks.values():
             callback.on_end(self, done)
         return done
@@ -174,6 +176,8 @@ class Trainer:
         values["train/gradient_norm"] = norm
         values["train/learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         values["train/epoch"] = self.loader.epoch_of(done)
+        if self.negatives is not None:
+            values |= self.negatives.facts(done - 1)
         values |= speed.read()
         self.report(done, values)
         log.info(
@@ -244,7 +248,8 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop_if_told(self, done: int) -> None:
+    def stop_if_told(self, done: int) -> None:
+        """Every rank calls it. Raises Terminated, with a checkpoint of `done` updates written, where a signal came to any."""
         if distributed.any_rank(self._signal is not None):
             self.save(done)
             raise Terminated(

@@ -49,7 +49,7 @@ def _all(every: int, lag: int) -> set[int]:
 
 
 def batch(rows: list[int], scores: list[list[float]]) -> tuple[Embeddings, Embeddings, TokenBatch]:
-    """Queries of rows of the source `s`, whose hard negatives have these inner products with them; a positive each."""
+    """Queries of rows of the source `s`, whose hard negatives have these cosines with them; a positive each."""
     owner = [i for i, own in enumerate(scores) for _ in range(1 + len(own))]
     positive = [flag for own in scores for flag in (True, *(False for _ in own))]
     values = [value for own in scores for value in (0.9, *own)]
@@ -63,7 +63,10 @@ def batch(rows: list[int], scores: list[list[float]]) -> tuple[Embeddings, Embed
         known_offsets=torch.zeros(len(rows) + 1, dtype=torch.int64),
     )
     queries = Embeddings(torch.tensor([[1.0, 0.0]] * len(rows)))
-    documents = Embeddings(torch.tensor([[value, 0.0] for value in values]))
+    lengths = torch.arange(1.0, len(values) + 1)[:, None]  # which do not matter
+    documents = Embeddings(
+        lengths * torch.tensor([[value, (1 - value**2) ** 0.5] for value in values]), normalized=False
+    )
     return queries, documents, TokenBatch(tokens, tokens, relation, sources=("s",) * len(rows), numbers=tuple(rows))
 
 
@@ -71,12 +74,12 @@ def test_a_row_moves_on_when_its_negatives_have_fallen_by_the_factor() -> None:
     learned = LearnedRows(Triggered(every=1, num_negatives=2, factor=1.15, ceiling=0.8), {"r": 3, "s": 4})
     learned.observe(*batch([0, 1, 2, 3], [[0.6, 0.4], [0.95, 0.95], [0.5, 0.5], []]))
     learned.settle()
-    assert learned.look({"r": np.full(3, 9), "s": np.full(4, 9)}) == 0  # nobody was seen twice
+    assert learned.look({"r": np.full(3, 9), "s": np.full(4, 9)}).sum() == 0  # nobody was seen twice
     # 0.5 -> mean of 0.3 and 0.5: 1.15 * 0.4 < 0.5; 0.95 -> 0.82 is above the ceiling; 0.5 -> 0.45: 1.15 * 0.45 > 0.5
     learned.observe(*batch([0, 1, 2], [[0.3, 0.3], [0.82, 0.82], [0.45, 0.45]]))
     learned.observe(*batch([0], [[0.5, 0.5]]))
     learned.settle()
-    assert learned.look({"r": np.full(3, 9), "s": np.full(4, 9)}) == 1
+    assert learned.look({"r": np.full(3, 9), "s": np.full(4, 9)}).sum() == 1
     assert {name: starts.tolist() for name, starts in learned.starts().items()} == {"r": [0, 0, 0], "s": [2, 0, 0, 0]}
     assert torch.isnan(learned.at_first[3])  # what comes next begins anew
 
@@ -86,7 +89,7 @@ def test_a_row_at_the_end_of_its_list_stays() -> None:
     for score in (0.5, 0.1):
         learned.observe(*batch([0, 1], [[score], [score]]))
     learned.settle()
-    assert learned.look({"s": np.array([2, 3])}) == 1
+    assert learned.look({"s": np.array([2, 3])}).sum() == 1
     assert learned.starts()["s"].tolist() == [0, 2]
 
 
@@ -113,7 +116,6 @@ def test_ranks_agree_and_settling_earlier_changes_nothing() -> None:
     assert first == second
     alone = LearnedRows(Triggered(every=1, num_negatives=2), {"s": 6})
     for step in shares:
-        rows, scores = ([x for part in step for x in part[side]] for side in (0, 1))
-        alone.observe(*batch(rows, scores))
+        alone.observe(*batch([row for part in step for row in part[0]], [own for part in step for own in part[1]]))
     alone.settle()
     assert [buffer.nan_to_num(-1).tolist() for buffer in alone.buffers().values()] == first

@@ -59,14 +59,17 @@ def _refuse_other_kind(needs: Needs, pooling: nn.Module) -> None:
         )
 
 
-def refuse_bare_rows(loss: nn.Module, examples: Iterable[TrainingExample]) -> None:
-    """Raises DataError, naming the row, where a loss needs a score or a label that a row of its source does not have."""
+def refuse_bare_rows(loss: nn.Module, examples: Iterable[TrainingExample], *, scored: bool = False) -> None:
+    """Raises DataError, naming the row, where a loss needs a score or a label that a row of its source does not have.
+
+    `scored`: a miner's rescorer will give the scores.
+    """
     needs: dict[str, Needs] = {}
     for example in examples:
         if example.source not in needs:
             needs[example.source] = needs_for(loss, example.source)
         where = example.row or example.source
-        if needs[example.source].scores and example.scores is None:
+        if needs[example.source].scores and example.scores is None and not scored:
             raise DataError(
                 f"{where}: the loss learns from scores, and this row has none. Give each row of source "
                 f"{example.source!r} scores (columns: {{scores: <column>}}), one for each positive and negative, or leave "

@@ -55,7 +55,7 @@ class KMeans:
     Cost: one embedding of all rows, shared by the ranks; on rank 0, 4 E bytes for each row and 2 x rows x clusters x E
     operations for each iteration. A GPU is used where faiss was built for one.
 
-    model             what embeds the rows; None: the run's own encoder, as it is at the start
+    model             what embeds the rows, with its own prompts and lengths; None: the run's encoder, as it is at the start
     rows_per_cluster  on average; None: the rows of a batch of the source
     embed             query, positive (the first of the row) or both
     iterations        at most: k-means ends when no centroid moves

@@ -37,6 +37,8 @@ commands
   report     run=<directory>: write its report.html again
   embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document
   mine       output=<folder> and sources with a miner: rows with hard negatives, and an audit; also: model=<...> format=<...>
+  merge      method=<name> models=[a,b] output=<folder>: several runs, checkpoints or models as one, compared with each; also:
+             base=<model>, the method's parameters (weight=[1,2] t= density= lambda=), config=<a file of mergekit>, dtype=
   teach      teacher=<name under teachers> and the run's recipe and settings: its vectors of all texts of the run, on disk
 
 settings
@@ -54,6 +56,7 @@ flags
 examples
   embedtrain check recipe=quickstart
   embedtrain evaluate model=runs/quickstart recipe=quickstart
+  embedtrain merge method=slerp models=[runs/a,runs/b] output=merged
   embedtrain mine data=pairs data.path=pairs.jsonl model=BAAI/bge-small-en-v1.5 output=mined
   embedtrain train recipe=finetune data.path=pairs.jsonl backbone.name=BAAI/bge-small-en-v1.5
   accelerate launch --config_file launch/ddp_8gpu.yaml train.py recipe=quickstart
@@ -399,6 +402,27 @@ def _mine(arguments: Arguments) -> int:
     return 0
 
 
+def _merge(arguments: Arguments) -> int:
+    from embedtrain.config.compose import compose_config
+    from embedtrain.config.merging import take_request
+    from embedtrain.config.validate import validate_merging
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("merge runs as one process: start it without a launcher.")
+    output = Path(arguments.required("output", "the folder to write"))
+    request = take_request(arguments.overrides)
+    composed = compose_config(arguments.overrides, config_dir=arguments.config_dir, from_run=arguments.from_run)
+    validate_merging(composed.config, request.kind.reads, composed.problems)
+
+    from embedtrain import log as console
+    from embedtrain.merging.command import run_merge
+
+    console.start(main=True)
+    for line in run_merge(request, composed.config, output=output):
+        print(line, flush=True)
+    return 0
+
+
 def _teach(arguments: Arguments) -> int:
     name = arguments.required("teacher", "a name under teachers")
     composed, _ = _compose(arguments)
@@ -480,5 +504,6 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "report": _report,
     "embed": _embed,
     "mine": _mine,
+    "merge": _merge,
     "teach": _teach,
 }

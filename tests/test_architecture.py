@@ -104,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "inference",
         "mining",
         "training",
+        "merging",
         "assemble",
         "evaluation",
         "export",

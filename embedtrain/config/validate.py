@@ -113,6 +113,23 @@ def validate_mining(config: dict[str, Any], problems: Sequence[str] = ()) -> Non
         raise ConfigError(report(found))
 
 
+def validate_merging(config: dict[str, Any], reads: Sequence[str], problems: Sequence[str] = ()) -> None:
+    """Check what `embedtrain merge` reads of a config: evaluators where there are any, and what the method `reads` of data,
+    loss and evaluation. Sources may be left out, for those of the runs. Raises ConfigError with all problems.
+    """
+    found = [*problems, *_frame(config)]
+    read = [*_missing(config), *_components(config), *(finding.text for finding in paths(config, 1))]
+    found += [problem for problem in read if problem.startswith(("evaluation", *reads))]
+    measured = any(node is not None for node in config["evaluation"]["evaluators"].values())
+    if not found and "evaluation" in reads and not measured:
+        found.append(
+            "evaluation.evaluators: empty, and the method chooses by what they say. Choose some: evaluation=beir "
+            "evaluation.evaluators.beir.path=<folder>"
+        )
+    if found:
+        raise ConfigError(report(found))
+
+
 def report(problems: Sequence[str]) -> str:
     """One problem as it is; several as a numbered list."""
     if len(problems) == 1:

@@ -14,11 +14,12 @@ record.py   model_card.py  README.md from the run's record           staging.py 
 from embedtrain.export.folder import ModelFolder, read_model_folder
 from embedtrain.export.load import load_encoder
 from embedtrain.export.model_card import model_card
-from embedtrain.export.record import MetricRecord, RunRecord, SourceRecord
+from embedtrain.export.record import MergeRecord, MetricRecord, RunRecord, SourceRecord
 from embedtrain.export.sentence_transformers import ExportReport, check_exportable, export
 
 __all__ = [
     "ExportReport",
+    "MergeRecord",
     "MetricRecord",
     "ModelFolder",
     "RunRecord",

@@ -14,7 +14,7 @@ from pathlib import PurePath
 import yaml
 
 from embedtrain.export.layout import Kind
-from embedtrain.export.record import MetricRecord, RunRecord
+from embedtrain.export.record import MergeRecord, MetricRecord, RunRecord
 
 # A folder is no name that anybody else could look up; the card gives its last part and no link.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -66,6 +66,7 @@ def model_card(record: RunRecord, *, notes: Sequence[str] = (), loading: Loading
         _section("Use", _use(record, loading)),
         _section("Notes on this folder", _bullets(notes)),
         _section("Evaluation", _evaluation(record.metrics)),
+        _section("Merge", _merge(record.merge)),
         _section("Training data", _sources(record)),
         _section("Training", _training(record)),
         _section("Repeat it", f"```sh\n{record.command}\n```\n" if record.command else ""),
@@ -76,25 +77,35 @@ def model_card(record: RunRecord, *, notes: Sequence[str] = (), loading: Loading
 
 def _front_matter(record: RunRecord, loading: Loading) -> str:
     library = "embedtrain" if loading.ours_alone else "sentence-transformers"
-    tags = [library, "feature-extraction", "sentence-similarity", "embedtrain"]
+    tags = [library, "feature-extraction", "sentence-similarity", "embedtrain", *(["merge"] if record.merge else [])]
     fields: dict[str, object] = {
         "library_name": library,
         "pipeline_tag": "sentence-similarity",
         "tags": list(dict.fromkeys(tags)) + (["custom_code"] if loading.trust_remote_code else []),
         "language": list(record.language),
         "license": record.license,
-        "base_model": record.base_model if _HUB_NAME.fullmatch(record.base_model or "") else None,
+        "base_model": _base_models(record),
+        "base_model_relation": "merge" if record.merge and _base_models(record) else None,
         "datasets": list(record.datasets),
     }
     kept = {key: value for key, value in fields.items() if value}
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n"
 
 
+def _base_models(record: RunRecord) -> str | list[str] | None:
+    """Those that can be looked up on the hub."""
+    if record.merge is None:
+        return record.base_model if _HUB_NAME.fullmatch(record.base_model or "") else None
+    return list(record.merge.published)
+
+
 def _what(record: RunRecord, loading: Loading) -> str:
     first = "A text embedding model"
     if record.embedding_dim:
         first += f": {_MAKES[loading.kind].format(record.embedding_dim)}"
-    if record.base_model:
+    if record.merge:
+        first += f". It was merged from {len(record.merge.models)} models by `{record.merge.method}`"
+    elif record.base_model:
         name = record.base_model if _HUB_NAME.fullmatch(record.base_model) else PurePath(record.base_model).name
         first += f". It was trained from `{name}`"
     rows: list[tuple[str, object]] = [
@@ -143,6 +154,26 @@ def _evaluation(metrics: Sequence[MetricRecord]) -> str:
     return _table([header[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
+def _merge(merge: MergeRecord | None) -> str:
+    """The models with what each was given, then what holds for all of them."""
+    if merge is None:
+        return ""
+    own = {key: value for key, value in merge.parameters.items() if isinstance(value, list | tuple)}
+    rows = [
+        (_code(name), *(_significant(value[number]) for value in own.values()))
+        for number, name in enumerate(merge.models)
+    ]
+    shared = [
+        (key, _significant(value)) for key, value in merge.parameters.items() if key not in own and value is not None
+    ]
+    text = f"Method: {merge.method}" + (f", from the base {_code(merge.base)}" if merge.base else "") + "\n\n"
+    return text + _table(("model", *own), rows) + ("\n" + _table(("parameter", ""), shared) if shared else "")
+
+
+def _significant(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def _sources(record: RunRecord) -> str:
     if not record.sources:
         return ""
@@ -170,7 +201,9 @@ def _training(record: RunRecord) -> str:
 def _limits(record: RunRecord) -> list[str]:
     limits = list(record.limits)
     if not record.metrics:
-        limits.append("The quality of this model was not measured by its run.")
+        limits.append(
+            f"The quality of this model was not measured {'when it was merged' if record.merge else 'by its run'}."
+        )
     elif any(m.interval is None for m in record.metrics):
         limits.append("Where no interval is given, the uncertainty of the difference was not measured.")
     return limits

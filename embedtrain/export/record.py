@@ -31,6 +31,17 @@ class MetricRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MergeRecord:
+    """What a merged model was made of, and how."""
+
+    method: str
+    models: tuple[str, ...]  # as they were named
+    base: str | None = None
+    published: tuple[str, ...] = ()  # those of all these that are names on the hub
+    parameters: Mapping[str, object] = field(default_factory=dict)  # a list has one value for each model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """The facts of one run. Everything is optional; `model_card` writes what is there."""
 
@@ -52,7 +63,8 @@ class RunRecord:
     num_trainable: int | None = None
     similarity: str | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)  # role -> prefix, as a user of the folder gets it
-    # The training
+    # The training, or the merge
+    merge: MergeRecord | None = None
     sources: tuple[SourceRecord, ...] = ()
     loss: str | None = None  # one line
     negatives: str | None = None  # one line: positives, hard, in-batch and cross-device negatives per query

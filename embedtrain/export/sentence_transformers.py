@@ -5,7 +5,7 @@ SparseEncoder. What sentence-transformers cannot compute (some poolings, views) 
 
 1. Refuse what the layout cannot say.                                     check_exportable
 2. Embed the probes with the encoder, in full precision.                  expected_embeddings
-3. Write the folder beside its place.                                     _write_folder
+3. Write the folder beside its place.                                     write_files
 4. Reload it in a fresh process and compare.                              verify
 5. Rename it into place; or leave it as `<path>.rejected` and say which text differs.
 """
@@ -87,7 +87,7 @@ def export(
     expected = expected_embeddings(encoder, texts)
     with staged_folder(path, needed=_bytes(encoder, getattr(torch, dtype))) as partial:
         with full_precision(encoder):  # adapters are added to the weights before any rounding
-            notes += _write_folder(encoder, partial, similarity=similarity, dtype=dtype)
+            notes += write_files(encoder, partial, similarity=similarity, dtype=dtype)
         (partial / "README.md").write_text(_card(encoder, record, similarity, notes), encoding="utf-8")
         result = verify(
             partial,
@@ -108,8 +108,8 @@ def check_exportable(encoder: Encoder) -> None:
     check_prompt_borders(encoder)
 
 
-def _write_folder(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype: Dtype) -> list[str]:
-    """All files but the card. Returns notes for the user of the folder."""
+def write_files(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype: Dtype) -> list[str]:
+    """All files but the card, unchecked. Returns notes for the user of the folder."""
     tokenizer, pooling = encoder.tokenizer, encoder.pooling
     max_seq_length = max(tokenizer.max_length.values())
     stored = getattr(torch, dtype)

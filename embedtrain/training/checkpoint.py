@@ -113,6 +113,14 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in this folder. Raises CheckpointError where it is not whole."""
+    problem = _problem(path)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {path} is damaged ({problem}). Name another one of its run.")
+    return Checkpoint(path, json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+
 def load_weights(checkpoint: Checkpoint, named: Iterable[tuple[str, nn.Parameter]]) -> None:
     """Its trainable weights, bit for bit, into the live parameters.
 

@@ -1,0 +1,211 @@
+"""Weights of model folders, read and written one tensor at a time.
+
+A tensor is named by its place: `encoder.layer.0.output.dense.weight` is the transformer's, whatever prefix its file puts before
+it, and `2_Dense/linear.weight` that of another module, by its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from embedtrain.errors import CheckpointError
+from embedtrain.export import layout
+from embedtrain.export.heads import FOLDER
+
+# What stands in files and no encoder reads: a pooler, and buffers that older versions saved.
+_UNREAD = re.compile(r"pooler\..*|(.*\.)?(position_ids|rotary_emb\.inv_freq)")
+# The head of a language model, which is the input embedding again where the config ties the two.
+_TIED = re.compile(r"lm_head\.weight|cls\.predictions\.decoder\.(weight|bias)|lm_head\.decoder\.(weight|bias)")
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """A safetensors file. Opened once; each tensor is read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+        self._names = dict.fromkeys(self._file.keys())
+        self.path = path
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:  # the inherited one reads the tensor
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """(shape, dtype), without reading the tensor."""
+        part = self._file.get_slice(name)
+        if part.get_dtype() not in _DTYPES:
+            raise CheckpointError(f"{self.path}: {name} is of type {part.get_dtype()}, which cannot be merged.")
+        return tuple(part.get_shape()), _DTYPES[part.get_dtype()]
+
+
+class FolderWeights(Mapping[str, Tensor]):
+    """All weights of a model folder by name; what no encoder reads is left out. See the module for names.
+
+    folder: of the model. transformer: of its transformers model; None: the same. Raises CheckpointError where there are no
+    weights in safetensors.
+    """
+
+    def __init__(self, folder: Path, transformer: Path | None = None) -> None:
+        self.folder = folder
+        self.transformer = transformer or folder
+        self._places: dict[str, tuple[TensorFile, str]] = {}
+        config = load_config(self.transformer)
+        prefix, tied = _prefix(config), getattr(config, "tie_word_embeddings", False)
+        for file in _transformer_files(self.transformer):
+            for raw in file:
+                name = raw.removeprefix(prefix)
+                if not _UNREAD.fullmatch(name) and not (tied and _TIED.fullmatch(name)):
+                    self._places[name] = (file, raw)
+        for path in _module_files(folder, self.transformer):
+            file = TensorFile(path)
+            self._places |= {f"{path.parent.relative_to(folder).as_posix()}/{raw}": (file, raw) for raw in file}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, raw = self._places[name]
+        return file[raw]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """(shape, dtype), without reading the tensor."""
+        file, raw = self._places[name]
+        return file.header(raw)
+
+    def raw(self, name: str) -> str:
+        """The name in its own file."""
+        return self._places[name][1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first tensor of real numbers."""
+        return next(dtype for _, dtype in map(self.header, self) if dtype.is_floating_point)
+
+
+def load_config(folder: Path) -> Any:
+    """Raises CheckpointError where the folder holds no transformers model."""
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no transformers model that can be read: {error}") from error
+
+
+def _prefix(config: Any) -> str:
+    """What the files of a model with a head put before the names of the model without: `bert.`, `model.`."""
+    kind = MODEL_MAPPING.get(type(config), None)
+    known = getattr(kind, "base_model_prefix", "") if isinstance(kind, type) else ""
+    return f"{known}." if known else ""
+
+
+def _transformer_files(folder: Path) -> list[TensorFile]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        parts = sorted(set(layout.read_json(index)["weight_map"].values()))
+        return [TensorFile(folder / part) for part in parts]
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder}: no model.safetensors. Weights in other formats (pytorch_model.bin) are pickles and are not read."
+        )
+    return [TensorFile(folder / "model.safetensors")]
+
+
+def _module_files(folder: Path, transformer: Path) -> list[Path]:
+    """Weight files of all modules but the transformer, of views and of poolings that are ours alone."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return []
+    places = [folder / step["path"] for step in layout.read_json(modules)]
+    found = [place / "model.safetensors" for place in places if place not in (folder, transformer)]
+    return [path for path in found if path.is_file()] + sorted((folder / FOLDER).rglob("model.safetensors"))
+
+
+def write_folder(target: Path, like: FolderWeights, tensors: Iterable[tuple[str, Tensor]]) -> Path:
+    """A folder with the files of `like` and these weights: its names, shapes and order; fp32 where it has real numbers.
+
+    One tensor is in memory at a time.
+    """
+    shutil.copytree(like.folder, target, ignore=_weights_and_pictures)
+    for place, group in groupby(tensors, key=lambda item: item[0].rpartition("/")[0]):
+        own = [name for name in like if name.rpartition("/")[0] == place]
+        headers = {like.raw(name): _stored(*like.header(name)) for name in own}
+        folder = target / place if place else target / like.transformer.relative_to(like.folder)
+        with (folder / "model.safetensors").open("wb") as file:
+            _write_tensors(file, headers, (tensor for _, tensor in group))
+    return target
+
+
+def _weights_and_pictures(folder: str, names: list[str]) -> set[str]:
+    """What is not copied: everything but settings and tokenizer."""
+    kept = (".json", ".txt", ".model", ".jinja")
+    folders = {name for name in names if Path(folder, name).is_dir()}
+    return {name for name in names if name not in folders and not name.endswith(kept)} | {
+        name for name in names if name.endswith(".safetensors.index.json") or name in ("onnx", "openvino")
+    }
+
+
+def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
+    return shape, torch.float32 if dtype.is_floating_point else dtype
+
+
+def _write_tensors(
+    file: BinaryIO, headers: Mapping[str, tuple[tuple[int, ...], torch.dtype]], tensors: Iterable[Tensor]
+) -> None:
+    """A safetensors file: length of the header (8 bytes), header, and the tensors' bytes in its order.
+
+    The library's own writer wants all tensors at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (shape, dtype) in headers.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (shape, dtype), tensor in zip(headers.values(), tensors, strict=True):
+        assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
+        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

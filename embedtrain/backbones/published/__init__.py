@@ -7,6 +7,7 @@ transformers config is the same model and how the keys are called there. What no
 nv_embed.py     a bidirectional Mistral inside NV-Embed
 nomic_bert.py   nomic-embed-text v1 and v1.5 in the form that contrastors writes
 new_gte.py      "new": gte v1.5, mGTE, snowflake-arctic-embed-m-v2.0, stella_en_400M
+colbert.py      a BERT inside ColBERT
 adapter.py      a LoRA adapter as peft stores it, added to its base model
 
 Heads on top of a body are read by `embedtrain.export.published`.
@@ -20,7 +21,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from embedtrain.backbones.published import new_gte, nomic_bert, nv_embed
+from embedtrain.backbones.published import colbert, new_gte, nomic_bert, nv_embed
 from embedtrain.backbones.published.body import Body
 from embedtrain.errors import ConfigError
 
@@ -30,6 +31,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], Body | None]] = {
     "NV-Embed": nv_embed.read,
     "nomic_bert of contrastors": nomic_bert.read,
     'the "new" architecture of GTE': new_gte.read,
+    "ColBERT": colbert.read,
 }
 
 

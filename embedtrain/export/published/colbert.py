@@ -14,12 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from embedtrain.backbones.published.colbert import ARCHITECTURE, HEAD
 from embedtrain.export import layout
 from embedtrain.export.folder import ModelFolder, PoolingFolder
 from embedtrain.export.published.weights import read_weights, renamed
 
-ARCHITECTURE = "HF_ColBERT"
-_HEAD = "linear."
 # Where artifact.metadata is silent: defaults of ColBERT's settings.
 _DEFAULTS: dict[str, Any] = {
     "query_token_id": "[unused0]",
@@ -71,4 +70,4 @@ def read(path: Path) -> ModelFolder | None:
 
 
 def _head(path: Path) -> dict[str, Tensor]:
-    return renamed(read_weights(path, _HEAD), {"weight": "linear.weight"}, f"{path}: {_HEAD}*")
+    return renamed(read_weights(path, HEAD), {"weight": "linear.weight"}, f"{path}: {HEAD}*")

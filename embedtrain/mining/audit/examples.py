@@ -64,6 +64,6 @@ def _shown(text: str, score: float | None) -> ShownText:
     return ShownText(text=text[:CHARACTERS], characters=len(text), score=score if known else None)
 
 
-def _best_first(shown: ShownText | ShownNegative) -> float:
+def _best_first(shown: ShownText) -> float:
     """What has no score comes last."""
     return np.inf if shown.score is None else -shown.score

@@ -26,10 +26,15 @@ def percent(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A score: as many digits as tell scores apart, with a minus sign."""
+    """A score: as many digits as tell scores apart, with a minus sign.
+
+    >>> number(0.0164), number(0.517), number(12.34), number(12345.6), number(None)
+    ('0.0164', '0.517', '12.3', '12,346', '–')
+    """
     if value is None:
         return DASH
-    digits = 3 if abs(value) < 10 else 1 if abs(value) < 10_000 else 0
+    size = abs(value)
+    digits = 4 if 0 < size < 0.1 else 3 if size < 10 else 1 if size < 10_000 else 0
     return f"{value:,.{digits}f}".replace("-", MINUS)
 
 

@@ -28,7 +28,7 @@ def odd(seed: int) -> tuple[MiningData, Mined]:
         _distinct(random, num_queries, length=2),
         random.choice([None, "find"], num_queries).tolist(),
     )
-    documents = _distinct(random, num_documents, length=10)
+    documents = _distinct(random, num_documents, length=12)
     searched = int(random.integers(num_documents // 2, num_documents)) + 1
     positives = [random.choice(num_documents, random.integers(1, 4), replace=False).tolist() for _ in queries]
     data = texts_as_data(

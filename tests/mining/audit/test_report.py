@@ -204,9 +204,21 @@ def test_same_texts_and_seed_give_the_same_files(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_medians_near_one_another_are_written_apart():
-    page = page_of(a=audit(*plain([[9, 8]], positive=0.5, scores=[[0.501, 0.4]]), scored_by="m"))
-    assert sorted(re.findall(r'text-anchor="(start|end)">median', page)) == ["end", "start"]
+def test_medians_are_named_and_drawn():
+    page = page_of(a=audit(*plain([[9, 8]], positive=0.5, scores=[[0.6, 0.4]]), scored_by="m"))
+    assert "positives, median 0.500" in words_of(page)
+    assert "negatives, median 0.500" in words_of(page)
+    first, second = re.findall(r'class="median line\d" x1="([^"]*)" x2="([^"]*)"', page)
+    assert first == second
+    assert first[0] == first[1]
+
+
+def test_queries_with_a_negative_on_top_are_red():
+    # Margins of -0.01, 0 and 0.4 and more.
+    found = audit(*plain([[9], [8], [7], [6]], positive=0.5, scores=[[0.51], [0.5], [0.1], [0.0]]), scored_by="m")
+    page = page_of(a=found)
+    red = [int(count) for count in re.findall(r'<rect class="worse"[^>]*><title>[^:]*: (\d+) queries', page)]
+    assert sum(red) == found.order.every_positive_below == 1
 
 
 def test_more_bars_than_fit_are_grouped():

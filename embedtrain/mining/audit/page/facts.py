@@ -17,9 +17,8 @@ def made_by(audits: Mapping[str, Audit]) -> str:
     """How the negatives were mined."""
     lists = []
     for name, audit in audits.items():
-        facts = {
-            key: value for key, value in audit.facts.items() if key != "short_rows"
-        }  # they stand among the figures
+        # Short rows stand among the figures.
+        facts = {key: value for key, value in audit.facts.items() if key != "short_rows"}
         if audit.scored_by != facts.get("model"):
             facts = {"scores by": f"{audit.scored_by}{', a rescorer' if audit.rescored else ''}", **facts}
         title = f"<h3>{escape(name)}</h3>" if len(audits) > 1 else ""
@@ -62,7 +61,7 @@ def repeat(facts: Mapping[str, Any]) -> str:
 def limits(audits: Mapping[str, Audit]) -> str:
     notes = [
         "How many negatives are answers is not known, only suspected. Scores share the errors of the model that gave them; "
-        "what is found by words is a lower bound.",
+        "copies, found by their words, are a lower bound.",
         "The histograms put the scores of all queries together. Training compares the documents of one query; of that the "
         "share of queries outranked speaks.",
     ]
@@ -73,10 +72,8 @@ def limits(audits: Mapping[str, Audit]) -> str:
             "them from answers that nobody marked: a rescorer can (miner=rescored)."
         )
     for name, audit in audits.items():
-        above = next(
-            (one for one in audit.estimates if one.name.startswith("above_")), None
-        )  # the lowest, where it is told
-        if above is not None and not above.negatives:
+        above = [one.negatives for one in audit.estimates if one.name.startswith("above_")]
+        if above and not any(above):
             notes.append(
                 f"{name}: no negative scores above a positive of its query. Where a filter took such candidates out, that says "
                 "nothing of answers among those that are left."

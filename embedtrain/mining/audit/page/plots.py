@@ -23,7 +23,6 @@ from embedtrain.evaluation.report.words import minus
 from embedtrain.mining.audit.words import number, share
 
 _WIDE, _TALL = 940, 290
-_HEAD = 30  # room above the highest bin, for the medians
 _MOST_SHARES = 9  # above bars
 _LETTER = 7.5  # width, with room between names
 
@@ -38,7 +37,7 @@ def histograms(title: str, edges: Sequence[float], groups: Mapping[str, tuple[Se
     x = axis(edges[0], edges[-1], LEFT, _WIDE - RIGHT)
     shares = [[count / max(sum(counts), 1) for count in counts] for counts, _ in groups.values()]
     ticks = nice_ticks(0, max(max(values) for values in shares))
-    y = axis(0, ticks[-1], _TALL - BOTTOM, _HEAD)
+    y = axis(0, ticks[-1], _TALL - BOTTOM, TOP)
     parts = [
         f'<line class="grid" x1="{LEFT}" x2="{_WIDE - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
         f'<text class="tick" x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.3g}%</text>'
@@ -46,17 +45,21 @@ def histograms(title: str, edges: Sequence[float], groups: Mapping[str, tuple[Se
     ]
     parts += _value_axis(edges, x, _TALL, 8)
     parts += [_outline(edges, values, x, y, place) for place, values in enumerate(shares, start=1) if any(values)]
-    parts += _medians([median for _, median in groups.values()], x, y(0))
+    parts += [
+        f'<line class="median line{place}" x1="{x(median):.1f}" x2="{x(median):.1f}" y1="{TOP}" y2="{y(0):.1f}"/>'
+        for place, (_, median) in enumerate(groups.values(), start=1)
+        if median is not None
+    ]
     for i in range(len(edges) - 1):
         hint = ", ".join(f"{name} {share(c[i], sum(c))} ({c[i]:,})" for name, (c, _) in groups.items())
         parts.append(
-            f'<rect class="bin" x="{x(edges[i]):.1f}" y="{_HEAD}" width="{x(edges[i + 1]) - x(edges[i]):.1f}" '
-            f'height="{_TALL - BOTTOM - _HEAD}"><title>{number(edges[i])} to {number(edges[i + 1])}: {escape(hint)}</title>'
+            f'<rect class="bin" x="{x(edges[i]):.1f}" y="{TOP}" width="{x(edges[i + 1]) - x(edges[i]):.1f}" '
+            f'height="{_TALL - BOTTOM - TOP}"><title>{number(edges[i])} to {number(edges[i + 1])}: {escape(hint)}</title>'
             "</rect>"
         )
-    words = "; ".join(f"{name}: {sum(c):,}, median {number(median)}" for name, (c, median) in groups.items())
-    picture = svg(title, words, parts, _TALL, _WIDE)
-    return f'<figure class="wide"><figcaption>{escape(title)}{legend(list(groups))}</figcaption>{picture}</figure>'
+    names = [f"{name}, median {number(median)}" for name, (_, median) in groups.items()]
+    picture = svg(title, "; ".join(names), parts, _TALL, _WIDE)
+    return f'<figure class="wide"><figcaption>{escape(title)}{legend(names)}</figcaption>{picture}</figure>'
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], of: str) -> str:
@@ -117,18 +120,3 @@ def _outline(edges: Sequence[float], values: Sequence[float], x: Axis, y: Axis, 
     points.append((edges[-1], 0.0))
     path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
     return f'<polygon class="area line{place}" points="{path}"/><polyline class="outline line{place}" points="{path}"/>'
-
-
-def _medians(medians: Sequence[float | None], x: Axis, base: float) -> list[str]:
-    """A dashed line at each, and its value above, away from the others'."""
-    known = sorted((median, place) for place, median in enumerate(medians, start=1) if median is not None)
-    parts = []
-    for number_of, (median, place) in enumerate(known):
-        is_last = number_of == len(known) - 1
-        side, shift = ("start", -4) if is_last and len(known) > 1 else ("end", 4)
-        parts.append(
-            f'<line class="median line{place}" x1="{x(median):.1f}" x2="{x(median):.1f}" y1="{_HEAD - 8}" y2="{base:.1f}"/>'
-            f'<text class="median line{place}" x="{x(median) + shift:.1f}" y="{_HEAD - 13}" text-anchor="{side}">'
-            f"median {number(median)}</text>"
-        )
-    return parts

@@ -54,7 +54,7 @@ def _is_above(shown: ShownNegative, best: float | None) -> bool:
     return best is not None and shown.score is not None and shown.score > best
 
 
-def _line(what: str, shown: ShownText | ShownNegative, kind: str) -> str:
+def _line(what: str, shown: ShownText, kind: str) -> str:
     mark = '<span class="mark" role="img" aria-label="above every positive">▲</span> ' if kind == "above" else ""
     return (
         f'<tr class="{kind}"><td class="score">{mark}{number(shown.score)}</td><td class="what">{escape(what)}</td>'
@@ -68,7 +68,7 @@ def _more(count: int, what: str) -> str:
     return f'<tr class="more"><td></td><td></td><td class="soft">and {count:,} more {what}{"s" * (count > 1)}</td></tr>'
 
 
-def _text(shown: ShownText | ShownNegative) -> str:
+def _text(shown: ShownText) -> str:
     """A text, its beginning where it is long; what is behind opens."""
     start = beginning(shown.text, _EXCERPT)
     if start == shown.text:

@@ -42,6 +42,16 @@ def run_mining(config: Mapping[str, Any], *, output: Path, form: str) -> list[st
     as `Miner.mine`.
     """
     partial = on_main(lambda: _start(output))
+    try:
+        return _mined_into(partial, config, output=output, form=form)
+    except BaseException:
+        if distributed.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _mined_into(partial: Path, config: Mapping[str, Any], *, output: Path, form: str) -> list[str]:
+    """Everything is written to `partial`, which becomes `output` in the end."""
     miner: Miner = build(config["miner"])
     sources = build_sources(config)
     encoder = encoder_of(config, miner)
@@ -96,7 +106,9 @@ def _finish(partial: Path, output: Path, audits: Mapping[str, Audit], config: Ma
         (partial / "config.yaml").write_text(text, encoding="utf-8")
         partial.rename(output)
     except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error}). What was mined is in {partial}.") from error
+        raise DataError(
+            f"output={output}: cannot be written ({error}). Choose another place; what was embedded is kept in the store."
+        ) from error
 
 
 def encoder_of(config: Mapping[str, Any], miner: Miner) -> Encoder | None:

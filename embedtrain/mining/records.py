@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -179,6 +179,8 @@ class Filter(Protocol):
 
 class QueryFilter(Protocol):
     """Says which queries are worth training on. The rows of the others are dropped."""
+
+    of_queries: Literal[True]
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """[Q] bool, True: stays."""

@@ -11,12 +11,14 @@ No rank ever holds all vectors: a shard's worth of new ones, and the rows that `
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from embedtrain import distributed
@@ -32,6 +34,8 @@ from embedtrain.store.ranks import on_main
 from embedtrain.store.reader import NOWHERE, VectorStore, shard_names
 from embedtrain.store.writer import StoreWriter
 from embedtrain.types import Role
+
+Precision = Literal["bf16"]
 
 # Texts handed to the encoder at a time: enough to sort by length, few enough for a kill to cost little.
 _TEXTS_AT_ONCE = 4096
@@ -144,6 +148,17 @@ def embed(
         identity=dict(manifest.identity),
         seconds=time.perf_counter() - started,
     )
+
+
+@contextmanager
+def in_precision(encoder: Encoder, precision: Precision | None) -> Iterator[Encoder]:
+    """The encoder, which inside computes in bf16 where that is asked, and as it did before afterwards."""
+    own = encoder.encode_dtype
+    encoder.encode_dtype = torch.bfloat16 if precision == "bf16" else own
+    try:
+        yield encoder
+    finally:
+        encoder.encode_dtype = own
 
 
 def refuse_multi_vector(encoder: Encoder) -> None:

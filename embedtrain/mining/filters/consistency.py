@@ -26,6 +26,8 @@ class Consistency:
     positives  best: one positive must be there; every: all of them
     """
 
+    of_queries: Literal[True] = True
+
     def __init__(self, *, top: int = 2, positives: Literal["best", "every"] = "best") -> None:
         if top < 1:
             raise ConfigError(f"consistency.top={top}: ranks count from 1.")

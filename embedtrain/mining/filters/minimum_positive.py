@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class MinimumPositive:
     lowest   in units of the score
     against  of several positives: lowest | highest | mean
     """
+
+    of_queries: Literal[True] = True
 
     def __init__(self, *, lowest: float, against: Against = "highest") -> None:
         if not math.isfinite(lowest):

@@ -221,6 +221,13 @@ def test_queries_with_a_negative_on_top_are_red():
     assert sum(red) == found.order.every_positive_below == 1
 
 
+def test_negatives_above_every_positive_are_marked():
+    page = page_of(a=audit(*plain([[9, 8, 7]], positive=0.5, scores=[[0.75, 0.5, 0.25]]), scored_by="m"))
+    rows = page.split('<table class="texts">')[1].split("</tr>")[:4]
+    assert ["above every positive" in row for row in rows] == [False, True, False, False]
+    assert [word in row for word, row in zip(("text 0", "text 9", "text 8", "text 7"), rows, strict=True)] == [True] * 4
+
+
 def test_more_bars_than_fit_are_grouped():
     data, mined = plain([[9], [8, 7]], width=100)
     text = words_of(checked(page_of(a=audit(data, mined, scored_by="m"))))

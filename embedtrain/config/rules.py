@@ -329,6 +329,11 @@ def prompts(config: dict[str, Any], world: int) -> Iterator[Finding]:
             yield Problem(
                 f"prompts.{place}document: {{instruction}} may stand in the query prompt only; a document has no task."
             )
+        if "{instruction}" in (prompt.get("query") or "") and not config["prompts"]["instructions"]:
+            yield Problem(
+                f"prompts.{place}query: {{instruction}} would stay empty with prompts.instructions=false. Take it out, or set "
+                "prompts.instructions=true."
+            )
     for name, prompt in config["prompts"]["sources"].items():
         for key in sorted(set(prompt or {}) - {"query", "document"}):
             yield Problem(f"prompts.sources.{name}.{key}: expected query or document.")

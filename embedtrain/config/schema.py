@@ -88,6 +88,9 @@ class PromptsConfig:
     query: str = setting("", "Put before a query, literally; {instruction} stands for the row's own instruction.")
     document: str = setting("", "Put before a document, literally.")
     sources: dict[str, Any] = setting({}, "By source: {query: ..., document: ...} in place of the two above.")
+    instructions: bool = setting(
+        True, "Whether instructions of rows and sources are read; false: for a model that takes none."
+    )
     pool_prompt: bool = setting(True, "Whether the tokens of the prompt take part in pooling.")
 
 

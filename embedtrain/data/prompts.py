@@ -28,6 +28,7 @@ class Prompts:
 
     query, document   templates for all sources that have none of their own
     sources           source name -> {query: template, document: template}; a role left out takes the common template
+    instructions      whether instructions are read; False: those of rows and sources are left out, for models that take none
     pool_prompt       whether pooling reads the tokens of the prompt; if not, the leading special token (BOS, CLS) is
                       left out with them, as sentence-transformers does for `include_prompt=False`
     """
@@ -38,10 +39,12 @@ class Prompts:
         query: str = "",
         document: str = "",
         sources: Mapping[str, Mapping[str, str]] | None = None,
+        instructions: bool = True,
         pool_prompt: bool = True,
     ) -> None:
         self.templates = {"query": query, "document": document}
         self.sources = {name: dict(own) for name, own in (sources or {}).items()}
+        self.instructions = instructions
         self.pool_prompt = pool_prompt
         for name, own in self.sources.items():
             for role in own.keys() - set(ROLES):
@@ -59,7 +62,14 @@ class Prompts:
         Raises ConfigError where an instruction would be lost or a template would stay unfilled.
         """
         template = self.template(role, source)
+        if not self.instructions:
+            instruction = None
         if PLACEHOLDER in template:
+            if not self.instructions:
+                raise ConfigError(
+                    f"{self._key(role, source)} is {template!r}, and prompts.instructions=false leaves {PLACEHOLDER} empty. Take "
+                    "it out of the prompt, or read instructions."
+                )
             if instruction is None:
                 raise ConfigError(
                     f"{self._key(role, source)} is {template!r}, but {source or 'this text'} brings no instruction. "
@@ -71,7 +81,7 @@ class Prompts:
         if template:
             raise ConfigError(
                 f"{self._key(role, source)} is {template!r}, and the row brings the instruction {instruction!r}, which "
-                f"would be lost. Say where it goes with {PLACEHOLDER}, or do not map a column to `instruction`."
+                f"would be lost. Say where it goes with {PLACEHOLDER}, or leave instructions out: prompts.instructions=false"
             )
         return instruction
 

@@ -113,7 +113,7 @@ class KMeans:
         prompts = model.tokenizer.prompts
         by = {
             "model": self.model,
-            "identity": {**identity(model), "prompts": [prompts.templates, prompts.sources]},
+            "identity": {**identity(model), "prompts": [prompts.templates, prompts.sources, prompts.instructions]},
             "computed_in": str(model.encode_dtype or torch.float32),
         }
         return {

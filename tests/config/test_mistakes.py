@@ -84,6 +84,10 @@ ONE_PROBLEM = [
     ),
     ("prompts.sources.other={query: x}", "prompts.sources.other: there is no source or evaluator of that name."),
     ("prompts.document='{instruction}: '", "prompts.document: {instruction} may stand in the query prompt only"),
+    (
+        "prompts={query: '{instruction}: ', instructions: false}",
+        "prompts.query: {instruction} would stay empty with prompts.instructions=false",
+    ),
     ("optim.groups.head={lr: 1}", "optim.groups.head: expected {learning_rate: ..., weight_decay: ...} or one of them"),
     ("optim.betas=[0.9]", "optim.betas: expected two numbers in [0, 1), got [0.9]."),
     ("evaluation.primary=sts/spearman", "expected <evaluator>/<metric> with an evaluator of: none."),

@@ -34,6 +34,13 @@ def test_an_instruction_is_never_lost_and_never_missing():
         Prompts(query="{instruction}: ").prefix("query", source="nq")
 
 
+def test_a_model_without_instructions_reads_none_and_offers_no_place_for_one():
+    assert Prompts(instructions=False).prefix("query", instruction="Find") == ""
+    assert Prompts(query="q: ", instructions=False).prefix("query", source="nq", instruction="Find") == "q: "
+    with pytest.raises(ConfigError, match=r"prompts.query .*prompts.instructions=false"):
+        Prompts(query="{instruction}: ", instructions=False).prefix("query", instruction="Find")
+
+
 def test_only_finished_prompts_are_exported():
     prompts = Prompts(query="{instruction}: ", document="d: ", sources={"nq": {"query": "nq: "}})
     assert prompts.exported() == {"document": "d: ", "nq_query": "nq: "}

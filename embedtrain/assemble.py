@@ -20,6 +20,7 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
 from embedtrain.evaluation.result import EvaluationResult
+from embedtrain.export.load import take_heads
 from embedtrain.pooling.learned_tokens import closing_ids
 from embedtrain.types import Teacher
 
@@ -27,7 +28,8 @@ from embedtrain.types import Teacher
 def build_encoder(config: Mapping[str, Any]) -> Encoder:
     """Backbone, pooling, projection, norm, tokenizer and prompts: everything that turns a text into a vector.
 
-    Weights are read here (unless `backbone.weights` is "random", as under the meta device in `check`).
+    Weights are read here (unless `backbone.weights` is "random", as under the meta device in `check`): of the backbone, and of
+    heads of the same kind that lie beside it.
     """
     backbone = build(config["backbone"])
     hf_tokenizer = backbone.tokenizer()
@@ -60,6 +62,8 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
             if node is not None
         },
     )
+    if backbone.weights == "pretrained":
+        take_heads(encoder, backbone.name)
     if settings["train_only"]:
         freeze_others(encoder, settings["train_only"])
     return encoder

@@ -32,10 +32,10 @@ commands
              and operations per device; hardware=h100 for hours and money (rows: launch/hardware.yaml); output=json
   recipes    what recipe=<name> can be: paper, published result, what was run here; also: output=json
   smoke      recipe=<name>: all its stages in a minute, on a small random model of its family and small texts; also: output=
-  evaluate   measure a model: model=<folder, run directory or hub name> and the evaluators; also: output=json
+  evaluate   measure a model: model=<folder, run directory or hub name> and the evaluators; also: dim=256 output=json
   export     run=<directory>: the newest checkpoint of a run as a verified model folder; also: folder=<where to>
   report     run=<directory>: write its report.html again
-  embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document
+  embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document; also: dim=256
   mine       output=<folder> and sources with a miner: rows with hard negatives, and an audit; also: model=<...> format=<...>
   merge      method=<name> models=[a,b] output=<folder>: several runs, checkpoints or models as one, compared with each; also:
              base=<model>, the method's parameters (weight=[1,2] t= density= lambda=), config=<a file of mergekit>, dtype=
@@ -297,6 +297,7 @@ def _evaluate(arguments: Arguments) -> int:
 
     output = arguments.take("output", "text", ("text", "json"))
     model = arguments.required("model", "a model folder, a run directory or a name on the hub")
+    dim = _dim(arguments)
     composed = compose_config(arguments.overrides, config_dir=arguments.config_dir, from_run=arguments.from_run)
     validate_evaluation(composed.config, composed.problems)
 
@@ -305,7 +306,7 @@ def _evaluate(arguments: Arguments) -> int:
     from embedtrain.inference import evaluate_model
 
     _join_ranks()
-    results = evaluate_model(model, composed.config)
+    results = evaluate_model(model, composed.config, dim=dim)
     if distributed.is_main():
         if output == "json":
             print(json.dumps({name: result.metrics for name, result in results.items()}, indent=2))
@@ -314,6 +315,14 @@ def _evaluate(arguments: Arguments) -> int:
             print(*(f"  {metric:<12} {percent(value):>6}" for metric, value in result.metrics.items()), sep="\n")
     distributed.shutdown()
     return 0
+
+
+def _dim(arguments: Arguments) -> int | None:
+    """Dimensions of the embedding: of the layer that a folder has for them, or its first so many."""
+    text = arguments.take("dim", "")
+    if text and (not text.isdecimal() or int(text) < 1):
+        raise ConfigError(f"dim={text}: expected a number of dimensions, at least 1.")
+    return int(text) if text else None
 
 
 def _export(arguments: Arguments) -> int:
@@ -356,9 +365,10 @@ def _refuse_rest(arguments: Arguments, takes: str) -> None:
 def _embed(arguments: Arguments) -> int:
     role = arguments.take("role", "query", ("query", "document"))
     model = arguments.required("model", "a model folder, a run directory or a name on the hub")
+    dim = _dim(arguments)
     texts = Path(arguments.required("input", "a file with a text on each line"))
     output = Path(arguments.required("output", "the .npy file to write"))
-    _refuse_rest(arguments, "embed takes model=, input=, output= and role=")
+    _refuse_rest(arguments, "embed takes model=, input=, output=, role= and dim=")
     if output.suffix != ".npy":
         raise ConfigError(f"output={output}: expected a name that ends in .npy.")
     if not texts.is_file():
@@ -366,7 +376,7 @@ def _embed(arguments: Arguments) -> int:
 
     from embedtrain.inference import embed_file
 
-    rows, columns = embed_file(model, texts, output, role="query" if role == "query" else "document")
+    rows, columns = embed_file(model, texts, output, role="query" if role == "query" else "document", dim=dim)
     print(f"{output}: {rows:,} vectors of {columns} dimensions, float32")
     return 0
 

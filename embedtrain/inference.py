@@ -22,19 +22,22 @@ from embedtrain.types import Role
 log = logging.getLogger("embedtrain")
 
 
-def evaluate_model(model: str, config: Mapping[str, Any]) -> dict[str, EvaluationResult]:
-    """What each evaluator says of a model folder or hub name, the same on all ranks, which share the work."""
-    encoder = load_encoder(model).to(distributed.device())
+def evaluate_model(model: str, config: Mapping[str, Any], *, dim: int | None = None) -> dict[str, EvaluationResult]:
+    """What each evaluator says of a model folder or hub name, the same on all ranks, which share the work.
+
+    dim: as in `load_encoder`.
+    """
+    encoder = load_encoder(model, dim=dim).to(distributed.device())
     return {
         name: evaluator(encoder, show_progress=distributed.is_main())
         for name, evaluator in build_evaluators(config).items()
     }
 
 
-def embed_file(model: str, texts: Path, output: Path, *, role: Role) -> tuple[int, int]:
+def embed_file(model: str, texts: Path, output: Path, *, role: Role, dim: int | None = None) -> tuple[int, int]:
     """One vector for each line of `texts`, as float32 [N, E] in `output` (.npy). Returns (N, E)."""
     lines = read_lines(texts)
-    encoder = load_encoder(model).to(distributed.device())
+    encoder = load_encoder(model, dim=dim).to(distributed.device())
     vectors = encoder.encode(lines, role=role, show_progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.save(output, vectors.numpy())

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "teachers": {"errors", "types", "distributed", "data", "encoder", "export", "losses", "store"},
     "objectives": {"errors", "types", "backbones", "data", "encoder"},
-    "assemble": {"errors", "types", "config", "backbones", "pooling", "data", "encoder", "evaluation"},
+    "assemble": {"errors", "types", "config", "backbones", "pooling", "data", "encoder", "evaluation", "export"},
     "whitening": {"errors", "encoder"},
     "inference": {"errors", "types", "distributed", "assemble", "evaluation", "export", "teachers"},
     "pinned": {"errors", "config"},

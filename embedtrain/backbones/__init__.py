@@ -2,6 +2,7 @@
 
 transformer.py        TransformerBackbone: any transformers model by name; start here
 loading.py            reading a model, and saying what a folder lacks     locate.py  models inside Python packages
+published/            models whose code is their own, expressed by transformers; adapters
 ragged.py             where texts lie in the flat run; what a query may see
 positions.py          where position ids start, and how many there are
 attention.py          the attention that transformers calls for us, and which kernel it picks

@@ -17,7 +17,8 @@ from transformers.utils.logging import set_tqdm_hook
 from embedtrain import distributed
 from embedtrain.backbones.published import Body, published_body
 from embedtrain.backbones.published.adapter import read_adapter
-from embedtrain.errors import ConfigError
+from embedtrain.backbones.published.body import keys_of
+from embedtrain.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,12 @@ def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub
     with quiet_transformers():
         model, report = AutoModel.from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **hub, **options
+        )
+    if report["missing_keys"] and getattr(config, "auto_map", None) and not hub["trust_remote_code"]:
+        raise CheckpointError(
+            f"backbone.name: {name} is another model than transformers' {config.model_type}: its own code was not run, and its "
+            f"folder lacks weights of that model. {keys_of(missing=sorted(report['missing_keys']))} If you trust the code, set "
+            "backbone.trust_remote_code=true."
         )
     if report["missing_keys"]:
         log.warning(

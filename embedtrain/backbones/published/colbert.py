@@ -18,7 +18,7 @@ HEAD = "linear."
 
 
 def read(raw: Mapping[str, Any]) -> Body | None:
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if raw.get("architectures") != [ARCHITECTURE] or kind not in CONFIG_MAPPING:
         return None
     config = CONFIG_MAPPING[kind].from_dict(dict(raw))

@@ -13,7 +13,14 @@ from torch import Tensor
 from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.errors import CheckpointError, ConfigError
 from embedtrain.types import RaggedTokens
-from tests.export.published.folders import copy_tokenizer, edit_json, random_tensors, write_json, write_weights
+from tests.export.published.folders import (
+    copy_tokenizer,
+    edit_json,
+    random_tensors,
+    tiny_body,
+    write_json,
+    write_weights,
+)
 from tests.export.published.reference import layer_norm
 from tests.helpers.models import minilm_dir
 
@@ -271,3 +278,12 @@ def test_code_beside_a_model_of_transformers_is_not_run_and_said(tmp_path, caplo
     with torch.device("meta"):
         TransformerBackbone(name=str(folder), weights="random")
     assert "names code of its own (modeling.MyBert), which is not run" in caplog.text
+
+
+def test_a_model_that_only_calls_itself_as_one_of_transformers_is_refused(tmp_path):
+    """jina-embeddings-v2 and v3 have the types `bert` and `xlm-roberta`, and other weights."""
+    folder, body = tiny_body("bert", tmp_path)
+    edit_json(folder / "config.json", auto_map={"AutoModel": "modeling_bert.JinaBertModel"})
+    write_weights({k: x for k, x in body.state_dict().items() if "position_embeddings" not in k}, folder)
+    with pytest.raises(CheckpointError, match=r"another model than transformers' bert.*Missing: .*position_embeddings"):
+        TransformerBackbone(name=str(folder))

@@ -195,7 +195,7 @@ class NegativeMining:
             time.sleep(POLL_SECONDS)
         if said:
             log.info(
-                "step %d  waited %.0f s; with a larger training.refresh.every, or more of training.refresh.threads, it would not",
+                "step %d  waited %.0f s; more training.refresh.threads, or a larger lag or every, would hide it",
                 *(step, time.monotonic() - started),
             )
 

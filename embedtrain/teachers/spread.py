@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embedtrain import distributed
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.losses.distillation.spread import ScoresRead, Spread, score_spread, scores_read
-from embedtrain.types import Teacher, TokenBatch, TrainingExample
+from embedtrain.types import Teacher, TokenBatch, TrainingExample, text_id
 
 
 def refuse_squashed_rows(loss: nn.Module, examples: Iterable[TrainingExample]) -> None:
@@ -18,29 +18,37 @@ def refuse_squashed_rows(loss: nn.Module, examples: Iterable[TrainingExample]) -
 
     Raises DataError where a row has none, ConfigError where they hardly differ among a query's documents.
     """
-    reads = [read for read in scores_read(loss) if read.teacher is None]
-    if not reads:
-        return
-    spread = Spread()
+    spread: dict[ScoresRead, Spread] = {}
     for example in examples:
-        if example.scores is None:
-            raise DataError(
-                f"{example.row or example.source}: the loss learns from scores of the rows (loss.teacher: null), and this row "
-                "has none. Give each row `scores`, leave the source out, or name a teacher under `teachers`."
-            )
-        spread += score_spread(torch.tensor(example.scores), torch.zeros(len(example.scores), dtype=torch.int64))
-    _refuse(reads, spread)
+        for read in scores_read(loss, {text_id(example.source)}):
+            if read.teacher is not None:
+                continue
+            if example.scores is None:
+                raise DataError(
+                    f"{example.row or example.source}: the loss learns from scores of the rows (loss.teacher: null), and this "
+                    "row has none. Give each row `scores`, leave the source out, or name a teacher under `teachers`."
+                )
+            own = score_spread(torch.tensor(example.scores), torch.zeros(len(example.scores), dtype=torch.int64))
+            spread[read] = spread.get(read, Spread()) + own
+    for read, found in spread.items():
+        _refuse([read], found)
 
 
 def refuse_squashed_batch(loss: nn.Module, teachers: Mapping[str, Teacher], batches: Sequence[TokenBatch]) -> None:
     """Looks at all scores that the loss learns from in one step, on all ranks. Raises ConfigError, on all of them."""
-    reads = list(scores_read(loss))
+    own_sources = {number for batch in batches for number in _sources(batch)}
+    reads = list(scores_read(loss, set().union(*distributed.gather_objects(own_sources))))
     for name in {read.teacher for read in reads}:
         own = Spread()
         for batch in batches:
             own += score_spread(_scores(name, teachers, batch), batch.relation.owner)
         spread = sum(distributed.gather_objects(own), Spread())
         _refuse([read for read in reads if read.teacher == name], spread)
+
+
+def _sources(batch: TokenBatch) -> list[int]:
+    sources = batch.relation.sources
+    return [] if sources is None else torch.unique(sources).tolist()
 
 
 def _scores(name: str | None, teachers: Mapping[str, Teacher], batch: TokenBatch) -> Tensor:

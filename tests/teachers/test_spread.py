@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from embedtrain.losses.distillation.margin_mse import MarginMSE
 from embedtrain.losses.distillation.score_kl import ScoreKL
 from embedtrain.losses.distillation.spread import score_spread
 from embedtrain.losses.infonce import InfoNCE
+from embedtrain.losses.wrappers.routed import Routed
 from embedtrain.teachers.spread import refuse_squashed_batch, refuse_squashed_rows
-from embedtrain.types import RaggedTokens, TeacherInput, TokenBatch
+from embedtrain.types import RaggedTokens, TeacherInput, TokenBatch, text_id
 from tests.helpers.batches import random_relation
 from tests.teachers.folders import ROWS
 
@@ -83,3 +85,24 @@ def test_a_teacher_that_tells_no_documents_apart_is_refused_at_the_first_step():
     refuse_squashed_batch(loss, {"big": Fixed()}, [batch(1.0)])
     with pytest.raises(ConfigError, match="scores of the teacher 'big' hardly differ"):
         refuse_squashed_batch(loss, {"big": Fixed()}, [batch(0.01)])
+
+
+def test_of_a_routed_loss_the_rows_of_other_sources_need_no_scores():
+    loss = Routed(losses={"scored": ScoreKL()}, default=InfoNCE())
+    rows = [replace(row, source="scored") for row in scored(1.0)]
+    refuse_squashed_rows(loss, [*rows, *(replace(row, source="plain") for row in ROWS)])
+    with pytest.raises(DataError, match="this row has none"):
+        refuse_squashed_rows(loss, [*rows, replace(ROWS[0], source="scored")])
+    squashed = [replace(row, source="scored") for row in scored(0.001)]
+    with pytest.raises(ConfigError, match="standard deviation"):
+        refuse_squashed_rows(loss, squashed)
+
+
+@pytest.mark.parametrize("source", ["scored", "plain"])
+def test_a_first_batch_without_a_query_of_the_scored_source_is_no_reason_to_stop(source):
+    loss = Routed(losses={"scored": ScoreKL(teacher="big", teacher_temperature=0.05)}, default=InfoNCE())
+    flat = batch(0.01)
+    first = replace(flat, relation=replace(flat.relation, sources=torch.full((4,), text_id(source))))
+    expected = pytest.raises(ConfigError, match="hardly differ") if source == "scored" else nullcontext()
+    with expected:
+        refuse_squashed_batch(loss, {"big": Fixed()}, [first])

@@ -6,11 +6,13 @@ difference: scores behind a sigmoid that has saturated are the usual case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from embedtrain.losses.wrappers.routed import Routed
 
 # Of a softmax over scores / temperature: below this its largest share is about 1.2 times its mean, a flat target.
 SOFTMAX_SPREAD = 0.1
@@ -50,12 +52,13 @@ class ScoresRead:
         return None
 
 
-def scores_read(loss: nn.Module) -> Iterator[ScoresRead]:
-    """What a loss and all losses inside it learn scores from."""
-    for module in loss.modules():
-        read = getattr(module, "scores_read", None)
-        if isinstance(read, ScoresRead):
-            yield read
+def scores_read(loss: nn.Module, sources: Collection[int]) -> Iterator[ScoresRead]:
+    """What a loss and those inside it learn scores from, for queries of these sources (`text_id` of each)."""
+    read = getattr(loss, "scores_read", None)
+    if isinstance(read, ScoresRead):
+        yield read
+    for inner in loss.routes(sources) if isinstance(loss, Routed) else loss.children():
+        yield from scores_read(inner, sources)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class Routed(nn.Module):
                 f"loss.losses: {', '.join(unknown)} is no source of data.sources. There are: {', '.join(sources)}."
             )
 
+    def routes(self, sources: Collection[int]) -> list[nn.Module]:
+        """The losses that queries of these sources go to. `sources`: `text_id` of each."""
+        names = dict.fromkeys(self._names.get(number, "default") for number in sorted(sources))
+        return [self._loss(name) for name in names]
+
     def _loss(self, name: str) -> nn.Module:
         if name in self.losses:
             return self.losses[name]

@@ -229,8 +229,10 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan
         sampler, pools = None, [unread_pool(config, per_step)]
     else:
         if loss is not None:
-            refuse_bare_rows(loss, examples, scored=bool(config["miner"].get("rescorer")))
-            refuse_squashed_rows(loss, examples)
+            rescored = bool(config["miner"].get("rescorer"))
+            refuse_bare_rows(loss, examples, scored=rescored)
+            if not rescored:  # what a rescorer gives is looked at in the first batch
+                refuse_squashed_rows(loss, examples)
         if encoder is not None:
             check_lengths(sources, encoder.tokenizer, getattr(encoder.backbone, "longest_text", None))
         mixture = Mixture(sources=sources, batching=data["batching"], exponent=data["exponent"])

@@ -53,7 +53,7 @@ def load_config(name: str, hub: Mapping[str, Any]) -> Any:
 def load_tokenizer(name: str, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer that came with a model; with an adapter that brought none, its base model's."""
     adapter = read_adapter(name, hub)
-    if adapter is not None and not (Path(name) / "tokenizer_config.json").exists():
+    if adapter is not None and not adapter.has("tokenizer_config.json"):
         return AutoTokenizer.from_pretrained(adapter.base, **{**hub, "revision": adapter.base_revision})
     with quiet_transformers():  # which wonders at the type of a published model
         return AutoTokenizer.from_pretrained(name, **hub)

@@ -110,7 +110,7 @@ class OnlineTeacher:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         settings = {p for p in files if p.suffix == ".json" and not p.name.startswith("tokenizer")}
         return {
-            "weights": _digest(self.folder, [path for path in files if path.suffix == ".safetensors"]),
+            "weights": _digest(self.folder, [path for path in files if path.suffix in (".safetensors", ".bin", ".pt")]),
             "tokenizer": _digest(
                 self.folder, [p for p in files if p.name.startswith(("tokenizer", "vocab", "merges"))]
             ),

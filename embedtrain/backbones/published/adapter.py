@@ -75,11 +75,15 @@ class Adapter:
                 )
             weight += (self.scale * (b.float() @ a.float())).to(weight)
 
+    def has(self, file: str) -> bool:
+        return self._file(file) is not None
+
+    def _file(self, name: str) -> str | None:
+        return cached_file(self.name, name, revision=self.hub["revision"], _raise_exceptions_for_missing_entries=False)
+
     def _halves(self) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
         """({layer: {"A": ..., "B": ...}}, keys that are neither)."""
-        file = cached_file(
-            self.name, _WEIGHTS, revision=self.hub["revision"], _raise_exceptions_for_missing_entries=False
-        )
+        file = self._file(_WEIGHTS)
         if file is None:
             raise CheckpointError(
                 f"{self.name}: {_WEIGHTS} is missing. Adapters in other formats are pickles, not read."

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +63,8 @@ def run_merge(request: MergeRequest, config: Mapping[str, Any], *, output: Path)
         models = [read_model(name, scratch / f"model_{number}") for number, name in enumerate(names)]
         base = None if request.base is None else read_base(request.base, scratch / "as_base")
         refuse_incompatible(models, base)
+        start = "" if base is None else f", from the base {base.name}"
+        yield f"{request.method} of {', '.join(names)}{start}: {len(models[0].weights)} tensors"
         evaluate = _evaluation(config)
         measured = {model.name: evaluate(load_encoder(model.folder)) for model in models} if evaluate else {}
 
@@ -177,8 +179,9 @@ def _record(
     output: Path,
 ) -> RunRecord:
     """The card's facts. What was found by a search stands in it as the numbers that were found."""
-    parameters = asdict(cast(Any, method))
-    parameters.pop("statistics", None)
+    settings = {
+        item.name: getattr(method, item.name) for item in fields(cast(Any, method)) if item.name != "statistics"
+    }
     best = {name: max(of_model[name].score for of_model in measured.values()) for name in results}
     metrics = [
         MetricRecord(evaluator=name, metric=result.primary, before=best[name], after=result.score)
@@ -198,7 +201,7 @@ def _record(
                 for name in (request.base, *names)
                 if name and Path(locate(name)) == Path(name) and not Path(name).exists()
             ),
-            parameters={key.removesuffix("_"): value for key, value in {**request.parameters, **parameters}.items()},
+            parameters={key.removesuffix("_"): value for key, value in {**request.parameters, **settings}.items()},
         ),
         command=shlex.join(["embedtrain", *sys.argv[1:]]),
     )

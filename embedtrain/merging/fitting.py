@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from embedtrain.config.compose import load_saved
+from embedtrain.config.stages import stage_configs
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
 from embedtrain.export.load import load_encoder
@@ -109,7 +110,9 @@ def _config_of(model: Model, config: Mapping[str, Any]) -> Mapping[str, Any]:
             f"data.sources: empty, and {model.name} is no run whose data could be read. Name rows of the kind that the models "
             "are for: data=pairs data.path=<file>"
         )
-    return load_saved(model.run / "config.yaml")
+    stages = stage_configs(load_saved(model.run / "config.yaml"))
+    last = list(stages.values())[-1]
+    return stages.get(Path(model.name).resolve().parent.parent.name, last)  # of a checkpoint in the folder of its stage
 
 
 def _has_sources(config: Mapping[str, Any]) -> bool:

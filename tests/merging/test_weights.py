@@ -13,6 +13,7 @@ from transformers import AutoModel
 from embedtrain.errors import CheckpointError
 from embedtrain.export.load import load_encoder
 from embedtrain.merging.methods.dare import DareTies
+from embedtrain.merging.methods.linear import Linear
 from embedtrain.merging.methods.slerp import Slerp
 from embedtrain.merging.methods.ties import Ties
 from embedtrain.merging.states import merge_states
@@ -49,6 +50,30 @@ def test_the_written_folder_is_read_by_transformers_and_by_us(folders: list[Path
         assert torch.equal(load_file(out / "model.safetensors")[name], tensor)
     texts = ["where is the cat", "a stone"]
     assert torch.equal(load_encoder(out).encode(texts), load_encoder(folders[0]).encode(texts))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pooling=multi_vector", "pooling.dim=8"],
+        ["pooling=latent_attention", "pooling.num_latents=4"],
+        ["pooling=mean", "+pooling@encoder.views.sparse=bge_m3_sparse"],
+        ["pooling=multi_layer"],
+    ],
+    ids=lambda overrides: overrides[-1],
+)
+def test_heads_are_merged_with_their_backbone(overrides: list[str], tmp_path: Path) -> None:
+    """The mean on disk against the mean of the parameters of two live encoders."""
+    folders = [FolderWeights(write_model(tmp_path, f"m{seed}", *overrides, seed=seed)) for seed in (1, 2)]
+    out = load_encoder(write_folder(tmp_path / "out", folders[0], merge_states(Linear(), folders)))
+    first, second = (load_encoder(weights.folder) for weights in folders)
+    with torch.no_grad():
+        for parameter, other in zip(first.parameters(), second.parameters(), strict=True):
+            parameter.copy_((parameter + other) / 2)
+    texts = ["where is the cat", "a stone"]
+    expected, found = (encoder.encode_embeddings(texts, views=True) for encoder in (first, out))
+    for one, two in zip(expected.tensors(), found.tensors(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_scalars_whole_numbers_and_many_files_are_read_and_written(tmp_path: Path) -> None:

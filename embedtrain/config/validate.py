@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedtrain.config.explain import did_you_mean, unknown_key, yaml_no
+from embedtrain.config.findings import kind_of
 from embedtrain.config.rules import paths, relations, world_size
 from embedtrain.config.schema import settings
 from embedtrain.config.signatures import Signature, TargetError, fits, signature, words
@@ -99,12 +100,15 @@ def validate_evaluation(config: dict[str, Any], problems: Sequence[str] = ()) ->
 
 
 def validate_mining(config: dict[str, Any], problems: Sequence[str] = ()) -> None:
-    """Check what `embedtrain mine` reads of a config: sources, miner, and the encoder where the miner names no model.
+    """Check what `embedtrain mine` reads of a config: sources, miner, and the encoder where the miner searches by it.
 
     The rest of it may be incomplete. Raises ConfigError with all problems.
     """
     found = [*problems, *_frame(config)]
-    model = "" if config["miner"].get("model") else ("backbone", "pooling", "encoder", "prompts")
+    miner = config["miner"]
+    model: tuple[str, ...] = ("backbone", "pooling", "encoder", "prompts")
+    if miner.get("model") or kind_of(miner.get("search")) == "BM25":
+        model = ()
     read = [*_missing(config), *_components(config), *(finding.text for finding in paths(config, 1))]
     found += [problem for problem in read if problem.startswith(("miner", "data", *model))]
     if not found and not any(node is not None for node in config["data"]["sources"].values()):

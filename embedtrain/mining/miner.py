@@ -375,12 +375,11 @@ def _added(parts: Sequence[Any]) -> Any:
 
 def _say(data: MiningData, mined: Mined, facts: Mapping[str, Any]) -> None:
     """What was found, for the log, and what must not pass in silence."""
-    count = int((mined.documents != NO_DOCUMENT).sum())
-    encoded = f", {facts['encoded']:,} texts embedded and {facts['there']:,} found" if "encoded" in facts else ""
-    log.info(
-        f"mined {data.source}: {count:,} negatives for {len(data.queries):,} queries from {data.num_searched:,} documents"
-        f"{encoded}, {facts['seconds']:.1f} s"
-    )
+    kept = mined.documents[mined.kept_queries]
+    said = f"mined {data.source}: {int((kept != NO_DOCUMENT).sum()):,} negatives for {len(kept):,} queries"
+    if "encoded" in facts:
+        said += f"; {facts['encoded']:,} texts embedded and {facts['there']:,} taken from the store"
+    log.info(f"{said}; {facts['seconds']:.1f} s")
     if facts.get("zero_vectors"):
         log.warning(
             f"{data.source}: {facts['zero_vectors']:,} texts have the vector 0, which is as similar to one text as to any other. "

@@ -37,8 +37,8 @@ from embedtrain.types import Role
 
 Precision = Literal["bf16"]
 
-# Texts handed to the encoder at a time: enough to sort by length, few enough for a kill to cost little.
-_TEXTS_AT_ONCE = 4096
+# Texts handed to the encoder at a time: few enough for a kill to cost little, also of long texts on a CPU.
+_TEXTS_AT_ONCE = 1024
 
 
 class ArrayVectors:

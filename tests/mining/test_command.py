@@ -13,13 +13,16 @@ import pytest
 import yaml
 
 from embedtrain import cli, log
-from embedtrain.config.compose import compose_config
+from embedtrain.config.build import build
+from embedtrain.config.compose import ROOT, compose_config
+from embedtrain.config.validate import validate_mining
 from embedtrain.data.sources import JsonLines, PairsFile
 from embedtrain.data.writers import WRITERS
 from embedtrain.mining.command import run_mining
+from embedtrain.mining.miner import Miner
 from embedtrain.types import TrainingExample
 from tests.helpers.ranks import run_ranks
-from tests.mining.rescorers.folders import WORDS, embedding_model
+from tests.mining.rescorers.folders import WORDS, embedding_model, reranker
 
 PAIRS = [
     {"query": f"a {a} {b}", "positives": [f"the {a} {b} there", f"one {b} that is {a}"], "negatives": [f"{b} {i}"]}
@@ -126,7 +129,7 @@ def test_each_format_gives_the_same_rows_again(model, form, before, capsys):
 
 def test_a_second_run_embeds_nothing_and_writes_the_same(model, before, capsys):
     assert cli.main(words(model, f"miner.store={before}/runs/embeddings")) == 0
-    assert "0 texts embedded and 48 found" in capsys.readouterr().out
+    assert "0 texts embedded and 48 taken from the store" in capsys.readouterr().out
     assert Path("mined/pairs.jsonl").read_bytes() == (before / "mined/pairs.jsonl").read_bytes()
 
 
@@ -163,7 +166,7 @@ def test_a_kill_leaves_nothing_that_looks_whole_and_the_next_run_goes_on(model, 
     Path("mined.partial/pairs.jsonl").write_text("half a row", encoding="utf-8")
     assert cli.main(words(model)) == 0
     # Three blocks of four queries and two of documents were in the store.
-    assert "28 texts embedded and 20 found" in capsys.readouterr().out
+    assert "28 texts embedded and 20 taken from the store" in capsys.readouterr().out
     assert not Path("mined.partial").exists()
     expected = rows_of(f"{before}/mined/pairs.jsonl")
     assert [row.negatives for row in rows_of("mined/pairs.jsonl")] == [row.negatives for row in expected]
@@ -176,6 +179,29 @@ def test_a_miner_is_chosen_where_none_is_and_settings_alone_are_settings_of_it(m
     assert saved["depth"] == 9
     assert saved["model"] == model
     assert saved["filters"]["percent_of_positive"]["share"] == 0.95
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "configs" / "miner").glob("*.yaml")))
+def test_every_miner_can_be_chosen_by_its_name(option, model, tmp_path):
+    typed = [word for word in words(model)[1:] if not word.startswith(("miner=", "model=", "output="))]
+    typed += [f"miner={option}", f"miner.model={model}"]
+    if option == "rescored":
+        typed += [f"miner.rescorer.model={reranker(tmp_path)}", "miner.rescorer.max_length=64"]
+    composed = compose_config(typed)
+    validate_mining(composed.config, composed.problems)
+    miner = build(composed.config["miner"])
+    assert isinstance(miner, Miner)
+    if option != "bm25":
+        assert miner.search.reads_vectors
+
+
+def test_words_in_common_need_no_model():
+    typed = [word for word in words("") if not word.startswith(("model=", "miner="))]
+    assert cli.main([*typed, "miner=bm25"]) == 0
+    line = json.loads(Path("mined/pairs.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert line["mined"]["by"] == "bm25"
+    assert Path("runs/embeddings").is_dir()
+    assert not list(Path("runs/embeddings").iterdir()), "neither vectors nor an index stay"
 
 
 def test_the_config_of_a_run_is_mined_again(model, before):

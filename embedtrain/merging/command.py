@@ -105,7 +105,7 @@ def _fitted(
     if isinstance(method, RegMean):
         return fit_regmean(method, setting), []
     if isinstance(method, SelfPositioning):
-        position, steps = fit_position(method, setting, lambda at: None)
+        position, steps = fit_position(method, setting)
         return position, [position_path(steps, names)]
     if isinstance(method, GreedySoup):
         assert evaluate is not None, "validate_merging refuses a greedy soup without evaluators"

@@ -62,9 +62,7 @@ def fit_regmean(method: RegMean, setting: Setting) -> RegMeanSolution:
     return method.of(found)
 
 
-def fit_position(
-    method: SelfPositioning, setting: Setting, say: Callable[[Position], None]
-) -> tuple[TaskArithmetic, list[Position]]:
+def fit_position(method: SelfPositioning, setting: Setting) -> tuple[TaskArithmetic, list[Position]]:
     """Raises ConfigError where no data is given: the probe set is one for all models."""
     if not _has_sources(setting.config):
         raise ConfigError(
@@ -83,7 +81,8 @@ def fit_position(
     loss = probe_loss(setting.config, encoder, owner="the config").to(setting.device)
     encoder.eval().requires_grad_(False)
     losses = [_loss_of(encoder, loss, batch) for batch in _batches(method, setting.config, encoder)]
-    return search(method, start, vectors, losses, say)
+    log.info("searching on %d batches, %d steps", len(losses), method.steps)
+    return search(method, start, vectors, losses)
 
 
 def _loss_of(encoder: Encoder, loss: nn.Module, batch: TokenBatch) -> Callable[[Mapping[str, Tensor]], Tensor]:

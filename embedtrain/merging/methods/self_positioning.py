@@ -116,7 +116,6 @@ def search(
     base: Mapping[str, Tensor],
     vectors: Sequence[Mapping[str, Tensor]],
     losses: Sequence[Callable[[Mapping[str, Tensor]], Tensor]],
-    say: Callable[[Position], None] = lambda position: None,
 ) -> tuple[TaskArithmetic, list[Position]]:
     """The merge that was found and the way there.
 
@@ -133,7 +132,6 @@ def search(
 
     def note(made_of: Tensor, loss: float | None) -> None:
         path.append(Position(tuple(weights.tolist()), lambda_.item(), tuple(made_of.tolist()), loss))
-        say(path[-1])
 
     for step in range(method.steps):
         made_of = coefficients(gram, weights, lambda_)

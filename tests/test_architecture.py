@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "export",
         "assemble",
         "teachers",
+        "store",
         "mining",
         "run",
         "whitening",

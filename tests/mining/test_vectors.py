@@ -15,7 +15,7 @@ from embedtrain.errors import ConfigError, DataError
 from embedtrain.mining import vectors as module
 from embedtrain.mining.data import mining_data
 from embedtrain.mining.records import MiningData
-from embedtrain.mining.vectors import ArrayVectors, Embedded, embed
+from embedtrain.mining.vectors import ArrayVectors, Embedded, embed, in_precision
 from embedtrain.pooling.multi_vector import MultiVectorPooling
 from embedtrain.store.reader import VectorStore, shard_names
 from tests.helpers.models import tiny_model_dir
@@ -128,6 +128,20 @@ def test_changed_weights_never_meet_old_vectors_and_equal_ones_find_theirs(folde
         weight.div_(2)
     assert embed(no_encoding(encoder), data, root=tmp_path).folder == before.folder
     assert embed(encoder_of(folder), data, root=tmp_path, numbers="float16").folder != before.folder
+
+
+def test_bf16_has_a_store_of_its_own_and_the_encoder_is_as_before(folder, tmp_path):
+    data, encoder = some_data(6), encoder_of(folder)
+    full = embed(encoder, data, root=tmp_path)
+    with in_precision(encoder, "bf16") as half_encoder:
+        half = embed(half_encoder, data, root=tmp_path)
+    assert encoder.encode_dtype is None
+    assert half.folder != full.folder
+    difference = np.abs(everything(half)[1] - everything(full)[1]).max()
+    assert 0 < difference < 0.02
+    encoder.encode_dtype = torch.bfloat16
+    with in_precision(encoder, None) as own:  # that of the run it trains in
+        assert embed(no_encoding(own), data, root=tmp_path).folder == half.folder
 
 
 def test_prompts_are_of_the_source_and_instructions_of_the_query(folder, tmp_path):

@@ -87,19 +87,6 @@ def _turnover(before: MinedNegatives, after: MinedNegatives) -> float:
     return sum(len(now - was) for was, now in zip(*texts, strict=True)) / sum(map(len, texts[1]))
 
 
-@pytest.mark.parametrize("settings", [EVERY_2, TRIGGERED, BESIDE], ids=["all ranks together", "triggered", "beside"])
-@pytest.mark.parametrize("stop", [2, 3])
-def test_a_stopped_run_sees_the_same_negatives_and_ends_with_the_same_weights(
-    tmp_path: Path, settings: tuple[str, ...], stop: int
-) -> None:
-    _, whole, seen = train_tiny(config(tmp_path, settings, "whole"))
-    _, _, first = train_tiny(config(tmp_path, settings, "stopped"), stop_after=stop)
-    done, resumed, rest = train_tiny(config(tmp_path, settings, "stopped"))
-    assert done == 6
-    assert first + rest == seen
-    assert torch.equal(resumed, whole)
-
-
 def test_a_process_beside_finds_what_the_run_itself_would_find(tmp_path: Path) -> None:
     train_tiny(config(tmp_path, BESIDE, "beside"))
     beside = versions(tmp_path, "beside")
@@ -149,11 +136,3 @@ def test_what_fails_beside_the_training_ends_it_with_its_words(tmp_path: Path, m
     process.settings = {**process.settings, "miner": {"_target_": "embedtrain.mining.miner.Nobody"}}
     with pytest.raises(TrainingError, match=r"(?s)negatives of step 2 ended with code 1: .*Nobody"):
         trainer.fit()
-
-
-def test_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
-    train_tiny(config(tmp_path, BESIDE), stop_after=3)
-    (weights_kept,) = (tmp_path / "run" / "negatives").glob("*.mining/weights.safetensors")
-    weights_kept.unlink()
-    with pytest.raises(TrainingError, match="Resume from a checkpoint"):
-        train_tiny(config(tmp_path, BESIDE))

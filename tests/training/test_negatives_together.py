@@ -92,7 +92,14 @@ def test_scores_of_a_rescorer_reach_the_loss(tmp_path: Path) -> None:
     expected = [score for number in batch.numbers for score in mined.extend(rows[number], "pairs", number).scores or ()]
     assert batch.relation.scores.tolist() == pytest.approx(expected)
     assert len(set(expected)) > 10
-    settings = [*MINE, *rescored, "loss=score_kl", f"miner.store={tmp_path / 'embeddings'}", "training.max_steps=2"]
+    settings = [
+        *MINE,
+        *rescored,
+        "loss=score_kl",
+        "loss.teacher_temperature=0.05",  # its scores are cosines
+        f"miner.store={tmp_path / 'embeddings'}",
+        "training.max_steps=2",
+    ]
     assert main(["check", *tiny_settings(tmp_path, *settings, name="distilled")]) == 0
     done, _, _ = train_tiny(config(tmp_path, *settings, name="distilled"))
     assert done == 2

@@ -227,7 +227,7 @@ def table(result: dict[str, Any]) -> str:
         "A change is what happens between two periods: mining, or copying the weights, beginning the other process and taking "
         "up what it found. It is in the CPU time of a step, and not in the clock of one. It costs the same however long a period "
         f"is. The process beside went on for {beyond:.0f} s after the last step of its period, which a run of such short periods "
-        "would wait. On the clock the steps of `asynchronous` share the cores with that process, and all of them with other work.",
+        "would wait. On the clock the steps of `asynchronous` share the cores with that process, and all with other work.",
         "",
     ]
     return "\n".join(lines)

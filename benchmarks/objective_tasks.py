@@ -45,13 +45,18 @@ class Retrieval:
 
     def ndcg(self, queries: Any, documents: Any) -> float:
         """nDCG@10 x 100, binary, of two sets of embeddings."""
+        values = self.ndcgs(queries, documents)
+        return sum(values) / len(values)
+
+    def ndcgs(self, queries: Any, documents: Any) -> list[float]:
+        """The same of each query."""
         _, found = top_k(queries, [documents], 10)
         gains = 1 / torch.arange(2, 12).log2()
         values = []
         for ranks, answers in zip(found.tolist(), self.answers, strict=True):
             best = gains[: len(answers)].sum()
-            values.append(float(sum(gains[i] for i, d in enumerate(ranks) if d in answers) / best))
-        return 100 * sum(values) / len(values)
+            values.append(100 * float(sum(gains[i] for i, d in enumerate(ranks) if d in answers) / best))
+        return values
 
 
 def read(path: Path) -> Iterable[dict[str, Any]]:

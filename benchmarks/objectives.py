@@ -169,7 +169,7 @@ def train(case: Case, seed: int, work: Path) -> Encoder:
 
 
 def make_steps(config: dict[str, Any], encoder: Encoder, steps: int) -> None:
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator = Accelerator(cpu=True, mixed_precision=config["training"]["mixed_precision"] or "no")
     teachers = build_teachers(config)
     learned = build_learned(config, encoder, teachers)
     for teacher in teachers.values():

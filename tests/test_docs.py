@@ -23,7 +23,7 @@ from docs.generator.order import LOSSES
 from docs.generator.overview import cited
 from docs.generator.pages import DOCS, PAGES, parts_of, refuse_unordered
 from embedtrain.config.compose import ROOT, compose_config
-from embedtrain.config.validate import validate
+from embedtrain.config.validate import validate, validate_mining
 from embedtrain.planning import make_plan
 from tests.helpers.models import tiny_model_dir
 
@@ -222,6 +222,33 @@ def test_every_option_that_the_page_names_is_linked_where_it_is_explained() -> N
     named = re.findall(r"\[`(\w+)`\]\(losses\.md#(\w+)\)", CHOOSING.read_text(encoding="utf-8"))
     assert len(named) > 30
     assert all(name == heading and name in known for name, heading in named)
+
+
+# ----------------------------------------------------------------------------------------------------- mining
+
+MINING = [
+    line for block in blocks((DOCS / "mining.md").read_text(encoding="utf-8"), "sh") for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("command", MINING)
+def test_a_command_of_the_page_on_mining_is_a_valid_config(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mined").mkdir()
+    for name in ("pairs.jsonl", "mined/pairs.jsonl", "corpus.jsonl"):
+        Path(name).write_text('{"query": "q", "positive": "p", "text": "t"}\n', encoding="utf-8")
+    words = shlex.split(command)
+    overrides = words[words.index("train.py") + 1 :] if "train.py" in words else words[2:]
+    is_mine = words[:2] == ["embedtrain", "mine"]
+    if is_mine:  # the command's own words are no settings
+        assert any(word.startswith("output=") for word in overrides)
+        overrides = [re.sub("^model=", "miner.model=", w) for w in overrides if not re.match("(output|format)=", w)]
+        if not any(word.startswith("miner=") for word in overrides):
+            overrides.append("miner=percent_of_positive")
+    composed = compose_config(overrides)
+    (validate_mining if is_mine else validate)(composed.config, composed.problems)
 
 
 # --------------------------------------------------------------------------------------------- the generator itself

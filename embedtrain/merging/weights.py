@@ -40,6 +40,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Files of settings and of the tokenizer.
+_SETTINGS = (".json", ".txt", ".model", ".jinja")
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -155,12 +157,16 @@ def _transformer_files(folder: Path) -> list[TensorFile]:
 
 def _module_files(folder: Path, transformer: Path) -> list[Path]:
     """Weight files of all modules but the transformer, of views and of poolings that are ours alone."""
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return []
-    places = [folder / step["path"] for step in layout.read_json(modules)]
-    found = [place / "model.safetensors" for place in places if place not in (folder, transformer)]
-    return [path for path in found if path.is_file()] + sorted((folder / FOLDER).rglob("model.safetensors"))
+    found = [place / "model.safetensors" for place in _places(folder) if place not in (folder, transformer)]
+    return [path for path in found if path.is_file()]
+
+
+def _places(folder: Path) -> list[Path]:
+    """The folders that belong to a model: its own, those of its modules, and of what embedtrain alone reads."""
+    modules, ours = folder / "modules.json", folder / FOLDER
+    steps = layout.read_json(modules) if modules.is_file() else []
+    heads = [ours, *sorted(path for path in ours.rglob("*") if path.is_dir())] if ours.is_dir() else []
+    return list(dict.fromkeys([folder, *(folder / step["path"] for step in steps), *heads]))
 
 
 def write_folder(target: Path, like: FolderWeights, tensors: Iterable[tuple[str, Tensor]]) -> Path:
@@ -168,7 +174,12 @@ def write_folder(target: Path, like: FolderWeights, tensors: Iterable[tuple[str,
 
     One tensor is in memory at a time.
     """
-    shutil.copytree(like.folder, target, ignore=_weights_and_pictures)
+    for place in _places(like.folder):
+        copied = target / place.relative_to(like.folder)
+        copied.mkdir(parents=True, exist_ok=True)
+        for path in place.iterdir():
+            if path.name.endswith(_SETTINGS) and not path.name.endswith(".safetensors.index.json"):
+                shutil.copyfile(path, copied / path.name)
     for place, group in groupby(tensors, key=lambda item: item[0].rpartition("/")[0]):
         own = [name for name in like if name.rpartition("/")[0] == place]
         headers = {like.raw(name): _stored(*like.header(name)) for name in own}
@@ -176,15 +187,6 @@ def write_folder(target: Path, like: FolderWeights, tensors: Iterable[tuple[str,
         with (folder / "model.safetensors").open("wb") as file:
             _write_tensors(file, headers, (tensor for _, tensor in group))
     return target
-
-
-def _weights_and_pictures(folder: str, names: list[str]) -> set[str]:
-    """What is not copied: everything but settings and tokenizer."""
-    kept = (".json", ".txt", ".model", ".jinja")
-    folders = {name for name in names if Path(folder, name).is_dir()}
-    return {name for name in names if name not in folders and not name.endswith(kept)} | {
-        name for name in names if name.endswith(".safetensors.index.json") or name in ("onnx", "openvino")
-    }
 
 
 def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:

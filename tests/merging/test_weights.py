@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from embedtrain.errors import CheckpointError
 from embedtrain.export.load import load_encoder
@@ -19,6 +19,7 @@ from embedtrain.merging.methods.ties import Ties
 from embedtrain.merging.states import merge_states
 from embedtrain.merging.weights import FolderWeights, TensorFile, write_folder
 from tests.helpers.models import minilm_dir, tiny_model_dir
+from tests.helpers.runs import write_pairs
 from tests.merging.folders import write_model
 
 
@@ -59,11 +60,17 @@ def test_the_written_folder_is_read_by_transformers_and_by_us(folders: list[Path
         ["pooling=latent_attention", "pooling.num_latents=4"],
         ["pooling=mean", "+pooling@encoder.views.sparse=bge_m3_sparse"],
         ["pooling=multi_layer"],
+        ["pooling=splade"],
     ],
     ids=lambda overrides: overrides[-1],
 )
 def test_heads_are_merged_with_their_backbone(overrides: list[str], tmp_path: Path) -> None:
     """The mean on disk against the mean of the parameters of two live encoders."""
+    if overrides == ["pooling=splade"]:  # needs a language model's head
+        Path(tiny_model_dir("bert", tmp_path)).rename(tmp_path / "model")
+        write_pairs(tmp_path / "pairs.jsonl")
+        config = AutoConfig.from_pretrained(tmp_path / "model")
+        AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
     folders = [FolderWeights(write_model(tmp_path, f"m{seed}", *overrides, seed=seed)) for seed in (1, 2)]
     out = load_encoder(write_folder(tmp_path / "out", folders[0], merge_states(Linear(), folders)))
     first, second = (load_encoder(weights.folder) for weights in folders)

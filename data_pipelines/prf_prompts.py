@@ -22,28 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from embedtrain.data.sources.lines import LinesFile
+from embedtrain.data.sources.listwise import CHATS, INSTRUCTION, listwise_prompt
 from embedtrain.errors import DataError
-
-INSTRUCTION = "Given a query and some relevant documents, rerank the documents that are the most relevant to the query"
-# A turn of the user and an empty thought, as the chat template of Qwen3 writes them.
-QWEN3 = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-
-
-def listwise_prompt(
-    query: str, documents: Sequence[str], *, instruction: str = INSTRUCTION, form: str = "code", chat: str = QWEN3
-) -> str:
-    """The query with numbered documents in front. `form`: as the released code has it, or as the paper prints it."""
-    numbered = [f"[{number}] {document}" for number, document in enumerate(documents, 1)]
-    if form == "code":
-        prompt = "\n".join([f"{instruction}:", "Documents:", *numbered, f"Query: {query}"])
-    else:
-        prompt = " ".join([f"{instruction}: Documents:", *numbered, f"Search Query: {query}"])
-    return chat.format(prompt=prompt)
 
 
 def ranked_row(values: dict[str, Any], where: str, *, num_documents: int, **prompt: str) -> dict[str, Any]:
@@ -85,12 +69,12 @@ def main() -> None:
     parser.add_argument(
         "--form", choices=("code", "paper"), default="code", help="the released code's prompt, or the paper's"
     )
-    parser.add_argument("--chat", choices=("qwen3", "none"), default="qwen3", help="chat template around the prompt")
+    parser.add_argument("--chat", choices=tuple(CHATS), default="qwen3", help="chat template around the prompt")
     given = parser.parse_args()
     prompt = {
         "instruction": given.instruction,
         "form": given.form,
-        "chat": QWEN3 if given.chat == "qwen3" else "{prompt}",
+        "chat": CHATS[given.chat],
     }
     try:
         lines = LinesFile(Path(given.candidates))

@@ -48,6 +48,7 @@ class Parameters:
     """Of encoder and loss together."""
 
     total: int
+    merged: int  # once adapters are added to the weights that they adapt
     trainable: int
     bytes: int
     embedding_dim: int
@@ -103,7 +104,7 @@ class Published:
     def line(self, own: Parameters) -> str:
         said = []
         if self.parameters is not None:
-            said.append(f"{self.parameters:,.0f} parameters ({own.total / self.parameters - 1:+.1%} here)")
+            said.append(f"{self.parameters:,.0f} parameters ({own.merged / self.parameters - 1:+.1%} here)")
         if self.embedding_dim is not None:
             here = "" if own.embedding_dim == self.embedding_dim else f" ({own.embedding_dim} here)"
             said.append(f"{self.embedding_dim} dimensions{here}")
@@ -311,6 +312,7 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     multiplied = [p for p in known if id(p) not in tables]
     return Parameters(
         total=sum(p.numel() for p in known),
+        merged=sum(p.numel() for part in parts for name, p in part.named_parameters() if "lora_" not in name),
         trainable=sum(p.numel() for p in known if p.requires_grad),
         bytes=sum(p.nbytes for p in known),
         embedding_dim=encoder.embedding_dim,

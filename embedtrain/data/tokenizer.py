@@ -63,7 +63,7 @@ class TextTokenizer:
         self.max_length: dict[Role, int] = {"query": max_query_length, "document": max_document_length}
         self.append_eos = append_eos
         self.eos_id = self._find_eos() if append_eos else None
-        self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1] == self.eos_id
+        self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1:] == [self.eos_id]
         self._warned_prefixes: set[str] = set()
         self.query_augmentation = query_augmentation
         self.closing_ids: dict[Role, list[int]] = {role: list(ids) for role, ids in (closing_ids or {}).items()}

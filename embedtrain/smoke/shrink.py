@@ -134,13 +134,16 @@ def _shrink_component(node: dict[str, Any]) -> None:
 
 
 def _shrink_source(node: dict[str, Any], path: Path, num_negatives: int | None) -> None:
-    negatives = NEGATIVES if num_negatives is None else min(num_negatives, NEGATIVES)
-    changes = write_source(node, path, negatives=negatives)
-    if "_target_" in changes:
-        known = signature(changes["_target_"]).parameters
-        for key in [key for key in node if key not in known and key != "_target_"]:
-            del node[key]
-    node |= changes
+    if isinstance(node.get("rows"), dict):  # made of another source
+        _shrink_source(node["rows"], path, num_negatives)
+    else:
+        negatives = NEGATIVES if num_negatives is None else min(num_negatives, NEGATIVES)
+        changes = write_source(node, path, negatives=negatives)
+        if "_target_" in changes:
+            known = signature(changes["_target_"]).parameters
+            for key in [key for key in node if key not in known and key != "_target_"]:
+                del node[key]
+        node |= changes
     for key, most in (("batch_size", BATCH), ("num_negatives", NEGATIVES), ("max_query_length", LENGTH)):
         if node.get(key):
             node[key] = min(node[key], most)

@@ -6,10 +6,12 @@ from embedtrain.data.sources.chunked import ChunkedDocuments
 from embedtrain.data.sources.jsonl import JsonLines
 from embedtrain.data.sources.labeled import LabeledTexts
 from embedtrain.data.sources.labeled_list import LabeledList
+from embedtrain.data.sources.listwise import ListwisePrompts
 from embedtrain.data.sources.pairs import PairsFile
 from embedtrain.data.sources.tables import Csv, HuggingFaceDataset, Parquet
 from embedtrain.data.sources.tevatron import Tevatron
 from embedtrain.data.sources.texts import Texts
+from embedtrain.data.sources.worked_examples import WorkedExamples
 
 __all__ = [
     "BeirFolder",
@@ -19,9 +21,11 @@ __all__ = [
     "JsonLines",
     "LabeledList",
     "LabeledTexts",
+    "ListwisePrompts",
     "PairsFile",
     "Parquet",
     "Source",
     "Tevatron",
     "Texts",
+    "WorkedExamples",
 ]

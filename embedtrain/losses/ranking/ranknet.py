@@ -18,7 +18,7 @@ class RankNet(PairwiseListLoss):
     Only the order of the scores counts: scores of a ranker, grades, or minus the rank that a listwise judge gave.
     E2Rank scores the candidates by a *listwise prompt*: a second query whose text lists the candidates before the question
     (pseudo relevance feedback). That is data: rows whose `query` is such a prompt, whose positives and negatives are the
-    candidates, and whose `scores` are the ranking; this loss sees them as it sees any other query.
+    candidates, and whose `scores` are the ranking (source listwise); this loss sees them as it sees any other query.
     LambdaLoss is this with weights from NDCG; CoSENT compares all pairs of the batch and takes one logarithm of one sum.
     Cost: D similarities, and C x C numbers for a query with C candidates.
 

@@ -1,5 +1,6 @@
 """Where training rows come from: one class for each format, all giving `TrainingExample`."""
 
+from embedtrain.data.sources.augmented import Augmented
 from embedtrain.data.sources.base import Source
 from embedtrain.data.sources.beir import BeirFolder
 from embedtrain.data.sources.chunked import ChunkedDocuments
@@ -14,6 +15,7 @@ from embedtrain.data.sources.texts import Texts
 from embedtrain.data.sources.worked_examples import WorkedExamples
 
 __all__ = [
+    "Augmented",
     "BeirFolder",
     "ChunkedDocuments",
     "Csv",

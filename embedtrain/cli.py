@@ -460,7 +460,9 @@ def _recipes(arguments: Arguments) -> int:
         print(json.dumps({name: {"about": about, **card} for name, (about, card) in found.items()}, indent=2))
         return 0
     for name, (about, card) in found.items():
-        published = ", ".join(f"{benchmark} {score}" for benchmark, score in (card.get("scores") or {}).items())
+        published = ", ".join(
+            f"{benchmark} {score}" for benchmark, score in (card.get("scores") or {}).items() if score is not None
+        )
         said = {
             "paper": card.get("paper"),
             "published": published,

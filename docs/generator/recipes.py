@@ -41,7 +41,7 @@ def composed(name: str) -> Composed:
 def _row(name: str, of: Composed) -> tuple[str, ...]:
     card = of.config["card"]
     stages = stage_configs(of.config)
-    scores = ", ".join(f"{benchmark} {score}" for benchmark, score in card["scores"].items())
+    scores = ", ".join(f"{benchmark} {score}" for benchmark, score in card["scores"].items() if score is not None)
     return (
         f"[{name}]({name}.yaml)" + (f"<br>{card['title']}" if card["title"] else ""),
         prose(card["paper"] or ""),

@@ -15,7 +15,8 @@ class Consistency:
     """Keeps queries whose positive is among their `top` nearest documents: a model finds the pair plausible.
 
     E5 (arXiv:2212.03533, section 3) keeps pairs whose passage is in the top 2 of a pool of a million, GTE (arXiv:2308.03281) and
-    KaLM-Embedding (arXiv:2501.01028) filter likewise.
+    KaLM-Embedding (arXiv:2501.01028) filter likewise. The other queries are the hard ones: the last stage of CodeR
+    (arXiv:2505.12697) trains on those whose positive a small model does not find among its first 3.
 
     The rank of a positive is 1 + the number of candidates with a higher score. Candidates are the nearest documents of the
     query besides what answers it, so that none above the positive is missing while top <= miner.depth; more is refused.
@@ -24,15 +25,25 @@ class Consistency:
 
     top        ranks that are good enough
     positives  best: one positive must be there; every: all of them
+    keep       found: the queries that find it; missed: the others
     """
 
     of_queries: Literal[True] = True
 
-    def __init__(self, *, top: int = 2, positives: Literal["best", "every"] = "best") -> None:
+    def __init__(
+        self,
+        *,
+        top: int = 2,
+        positives: Literal["best", "every"] = "best",
+        keep: Literal["found", "missed"] = "found",
+    ) -> None:
         if top < 1:
             raise ConfigError(f"consistency.top={top}: ranks count from 1.")
+        if keep not in ("found", "missed"):
+            raise ConfigError(f"consistency.keep={keep!r}: expected found or missed.")
         self.top = top
         self.positives = positives
+        self.keep = keep
 
     def __call__(self, candidates: Candidates) -> Tensor:
         looked_at = candidates.documents.shape[1]
@@ -43,7 +54,7 @@ class Consistency:
             )
         positive = positive_score(candidates, "highest" if self.positives == "best" else "lowest")
         above = finite_scores(candidates) > positive[:, None]  # NaN, where there is no score, is above nothing
-        return above.sum(1) < self.top
+        return (above.sum(1) < self.top) == (self.keep == "found")
 
 
 def _has_more(candidates: Candidates) -> bool:

@@ -181,6 +181,14 @@ def test_consistency_looks_at_candidates_that_a_filter_took_out() -> None:
     assert torch.equal(part(candidates), part(replace(candidates, kept=torch.zeros_like(candidates.kept))))
 
 
+def test_consistency_keeps_the_other_queries_where_the_hard_ones_are_wanted() -> None:
+    candidates = table(0)
+    found, missed = Consistency(top=2)(candidates), Consistency(top=2, keep="missed")(candidates)
+    assert torch.equal(missed, ~found)
+    assert found.any()
+    assert missed.any()
+
+
 def test_consistency_refuses_a_rank_deeper_than_the_candidates() -> None:
     with pytest.raises(ConfigError, match=r"consistency.top=10: only 9 candidates .* a larger miner.depth"):
         Consistency(top=10)(table(0))
@@ -252,6 +260,7 @@ def test_a_positive_without_a_number_is_refused_with_its_texts(part) -> None:
         (lambda: MarginToPositive(margin=math.nan), "margin_to_positive.margin=nan"),
         (lambda: MinimumPositive(lowest=math.inf), "minimum_positive.lowest=inf"),
         (lambda: Consistency(top=0), "consistency.top=0: ranks count from 1"),
+        (lambda: Consistency(keep="all"), "consistency.keep='all': expected found or missed"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message: str) -> None:

@@ -45,6 +45,7 @@ LOSSES = (
             "matryoshka_2d",
             "adaptive_layers",
             "view",
+            "graded_positives",
         ),
     ),
     Family(

@@ -28,6 +28,7 @@ _SIZES = {
     "num_query_tokens": 2,
     "num_document_tokens": 4,
     "depth": 8,
+    "first": 2,
     "size": 16,
 }
 
@@ -94,6 +95,8 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
         training |= {"save_every": None, "evaluate_every": None}
         if training.get("accumulation_steps", 1) > 1:
             training["accumulation_steps"] = 2
+        if (training.get("refresh") or {}).get("num_negatives"):
+            training["refresh"]["num_negatives"] = 1  # of the two that a miner finds
     optim = node.get("optim") or {}
     if "warmup_steps" in optim:
         optim["warmup_steps"] = optim["warmup_steps"] and 1

@@ -67,7 +67,7 @@ def compose_config(
     Raises ConfigError when nothing can be put together at all; problems that leave a config are in the result.
     """
     parsed = [_parse(text) for text in overrides]
-    with _registered(_user_folders(config_dir)):
+    with _registered(_user_folders(config_dir), _recipes_named(parsed)):
         parsed = [_load_recipe_file(override) for override in parsed]
         primary = "train" if from_run is None else _register_saved(Path(from_run), parsed)
         if from_run is not None:
@@ -159,14 +159,37 @@ def _load_recipe_file(override: Override) -> Override:
 # --------------------------------------------------------------------------------------------------- registration
 
 
+def _recipes_named(parsed: Sequence[Override]) -> list[str] | None:
+    """The recipes that are chosen by name. None: all may be wanted, since one of the user's own builds on any of them."""
+    chosen = [override.value() for override in parsed if override.key_or_group == "recipe"]
+    names = [str(value) for value in chosen if value is not None]
+    return names if all((ROOT / "recipes" / f"{name}.yaml").is_file() for name in names) else None
+
+
+def _with_bases(names: Sequence[str]) -> list[Path]:
+    """The files of recipes, and of those that they build on."""
+    found: dict[Path, None] = {}
+    waiting = [ROOT / "recipes" / f"{name}.yaml" for name in names]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found[path] = None
+        # Names of its defaults list, by its lines: parsing is what takes the time.
+        named = re.findall(r"^ *- *([\w-]+) *(?:#.*)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        waiting += [path.with_name(f"{name}.yaml") for name in named]
+    return sorted(found)
+
+
 @contextmanager
-def _registered(folders: Sequence[Path]) -> Iterator[None]:
-    """Schema, recipes and the user's options in Hydra's store, and out of it again."""
+def _registered(folders: Sequence[Path], names: Sequence[str] | None) -> Iterator[None]:
+    """Schema, recipes (those of `names` and what they build on; None: all) and the user's options in Hydra's store, and out
+    of it again."""
     store = ConfigStore.instance()
     before = copy.deepcopy(store.repo)
     try:
         store.store(name="schema", node=Config)
-        for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        for path in sorted((ROOT / "recipes").glob("*.yaml")) if names is None else _with_bases(names):
             _register(path, group="recipe")
         for folder in folders:
             for path in sorted(folder.glob("*/**/*.yaml")):

@@ -46,6 +46,8 @@ LOSSES = (
             "adaptive_layers",
             "view",
             "graded_positives",
+            "training_head",
+            "residual",
         ),
     ),
     Family(
@@ -108,7 +110,7 @@ LOSSES = (
 OBJECTIVES = Family(
     "Token objectives",
     "In place of a loss: `objective=retromae loss=null`, alone or as a stage before contrast. They read token states.",
-    ("masked_lm", "mntp", "retromae", "reconstruction", "translation"),
+    ("masked_lm", "mntp", "retromae", "smae", "reconstruction", "translation"),
 )
 
 POOLINGS = (
@@ -125,7 +127,7 @@ POOLINGS = (
     Family(
         "Learned heads",
         "With weights that train from the first step: `optim.head_learning_rate`.",
-        ("latent_attention", "multi_layer"),
+        ("latent_attention", "multi_layer", "projected"),
     ),
     Family(
         "Token vectors, sparse vectors, Gaussians",

@@ -55,7 +55,7 @@ def write_source(node: Mapping[str, Any], path: Path, *, negatives: int) -> dict
 
 def _rows(negatives: int, *, scored: bool, node: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     known = pairs()
-    low, high = node.get("score_range") or (0.0, 1.0)
+    low, high = node.get("score_range") or (-10.0, 10.0)  # without a range: logits, as cross-encoders give them
     for number in range(ROWS):
         query, document = known[number]
         others = [known[(number + 1 + k) % len(known)][1] for k in range(negatives)]
@@ -69,7 +69,7 @@ def _rows(negatives: int, *, scored: bool, node: Mapping[str, Any]) -> Iterator[
 def _chunked() -> list[dict[str, Any]]:
     known = pairs()
     return [
-        {"query": known[i][0], "chunks": [known[i + k][1][:60] for k in range(3)], "answer": 0} for i in range(ROWS)
+        {"query": known[i][0], "chunks": [known[i + k][1][:30] for k in range(3)], "answer": 0} for i in range(ROWS)
     ]
 
 

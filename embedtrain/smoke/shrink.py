@@ -43,7 +43,7 @@ def shrink(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     small["run"] |= {"dir": str(folder / "run"), "resume": "never"}
     small["trackers"] = {}
     small["evaluation"] |= {"evaluators": {"held_out": _HELD_OUT}, "primary": None}
-    small["export"] |= {"num_probes": 4, "whiten_to": small["export"]["whiten_to"] and WIDTH // 2}
+    small["export"] |= {"num_probes": 4, "whiten_to": small["export"]["whiten_to"] and WIDTH // 4}
     named = small["backbone"].get("name") or ""
     name = "" if named == "???" else named
     small["backbone"] |= {"name": small_model(name, texts(), folder / "model", **_kept(small)), "weights": "pretrained"}
@@ -91,7 +91,8 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
     if backbone.get("dtype"):
         backbone["dtype"] = "float32"
     if not label or training:
-        training |= {"global_batch_size": BATCH, "per_device_batch_size": None, "max_steps": STEPS, "log_every": 1}
+        steps = 0 if training.get("max_steps") == 0 else STEPS
+        training |= {"global_batch_size": BATCH, "per_device_batch_size": None, "max_steps": steps, "log_every": 1}
         training |= {"save_every": None, "evaluate_every": None}
         if training.get("accumulation_steps", 1) > 1:
             training["accumulation_steps"] = 2
@@ -123,9 +124,11 @@ def _shrink_component(node: dict[str, Any]) -> None:
             node[key] = min(value, _SIZES[key])
         elif key == "dim" and isinstance(value, int):
             node[key] = min(value, 16)
-        elif key == "dims" and value:
+        elif key == "sizes" and value:
+            node[key] = [WIDTH + 32] * (len(value) - 1) + [WIDTH]
+        elif key == "dims" and isinstance(value, list):
             node[key] = [WIDTH >> i for i in range(min(len(value), 5))]
-        elif key == "layers" and value:
+        elif key == "layers" and isinstance(value, list):
             node[key] = sorted({min(layer, LAYERS - 1) for layer in value})
         elif key == "pairs" and isinstance(value, list):
             node[key] = [[1, WIDTH // 4], [LAYERS, WIDTH]]
@@ -160,6 +163,8 @@ def _shrink_source(node: dict[str, Any], path: Path, num_negatives: int | None) 
 
 def _shrink_teacher(node: dict[str, Any], folder: Path) -> None:
     """Whatever the teacher is, its place is taken by a small model of its family that answers at once."""
+    for part in (node.get("parts") or {}).values():
+        _shrink_teacher(part or {}, folder)
     model = node.get("model") or (node.get("filled_by") or {}).get("model")
     if model is None:
         return

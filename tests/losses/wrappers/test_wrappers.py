@@ -9,11 +9,13 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from embedtrain.errors import ConfigError
+from embedtrain.losses import prepare
 from embedtrain.losses.infonce import InfoNCE
 from embedtrain.losses.wrappers.gaussian import GaussianKL, document_vectors, query_vectors
 from embedtrain.losses.wrappers.matryoshka import Matryoshka
 from embedtrain.losses.wrappers.routed import Routed
 from embedtrain.losses.wrappers.token_groups import TokenGroups, first_tokens
+from embedtrain.losses.wrappers.training_head import TrainingHead
 from embedtrain.losses.wrappers.view import View
 from embedtrain.losses.wrappers.weighted_sum import WeightedSum
 from embedtrain.types import Embeddings, needs_of, text_id
@@ -185,3 +187,33 @@ def test_a_sum_names_what_is_wrong():
         WeightedSum(losses={})
     with pytest.raises(ConfigError, match=r"loss.weights: two is no loss here. There are: one"):
         WeightedSum(losses={"one": ONE}, weights={"two": 1.0})
+
+
+# ------------------------------------------------------------------------------------------- a head that is thrown away
+
+
+@pytest.mark.parametrize(("layers", "activation"), [(1, "tanh"), (2, "relu"), (2, "tanh")])
+def test_a_training_head_is_the_loss_of_what_it_makes(layers: int, activation: str) -> None:
+    batch = random_batch(2, dim=8)
+    loss = TrainingHead(inner=ONE, layers=layers, dim=5, activation=activation)
+    prepare(loss, embedding_dim=8, teachers={})
+    prepare(loss, embedding_dim=8, teachers={})  # again: nothing is made anew
+    loss.double()
+
+    def by_hand(values: torch.Tensor) -> Embeddings:
+        rows = []
+        for vector in values:
+            for number, layer in enumerate(loss.linear):
+                vector = layer.weight @ vector + layer.bias
+                if activation == "tanh":
+                    vector = vector.tanh()
+                elif number + 1 < layers:
+                    vector = vector.clamp(min=0)
+            rows.append(vector / vector.norm())
+        return Embeddings(torch.stack(rows))
+
+    expected = ONE(replace(batch, queries=by_hand(batch.queries.values), documents=by_hand(batch.documents.values)))
+    found = loss(batch)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    found.loss.backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in loss.linear.parameters())

@@ -101,7 +101,7 @@ def duration(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if training["epochs"] is None and training["max_steps"] is None:
         yield Problem("training.epochs: set it or training.max_steps; neither is set.")
     warmup, steps = config["optim"]["warmup_steps"], training["max_steps"]
-    if warmup is not None and steps is not None and warmup >= steps:
+    if warmup is not None and steps and warmup >= steps:
         yield Problem(
             f"optim.warmup_steps={warmup}: the run has only training.max_steps={steps}, so it would never leave the warm-up."
         )

@@ -150,7 +150,9 @@ class TrainingConfig:
     )
     epochs: int | None = setting(1, "Passes over the data.", at_least=1)
     max_steps: int | None = setting(
-        None, "Steps (optimizer updates) of the run; where set, it takes the place of epochs.", at_least=1
+        None,
+        "Steps (optimizer updates) of the run; where set, it takes the place of epochs. 0: the model is exported as it was.",
+        at_least=0,
     )
     mixed_precision: str | None = setting(
         None, "Numbers of the backbone's arithmetic; null: what the launcher says.", choices=("no", "bf16", "fp16")

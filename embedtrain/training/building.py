@@ -164,7 +164,7 @@ def build_trainer(
         named,
         **{key: optim[key] for key in ("learning_rate", "weight_decay", "head_learning_rate", "layer_decay", "groups")},
     )
-    total = training["max_steps"] or training["epochs"] * len(loader)
+    total = training["epochs"] * len(loader) if training["max_steps"] is None else training["max_steps"]
     if negatives is not None:
         negatives.total_steps = total
     return Trainer(

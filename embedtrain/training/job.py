@@ -97,7 +97,8 @@ def train_stage(stage: Stage, accelerator: Accelerator) -> Trained:
             config, run, encoder, learned, loader, accelerator, evaluate, trackers, teachers, negatives
         )
         done = trainer.fit(trainer.resume())
-        trainer.save(done)
+        if trainer.total_steps:  # of a model that stays as it was there is nothing to resume
+            trainer.save(done)
     finally:
         if negatives is not None:
             negatives.close()

@@ -47,7 +47,7 @@ def _training(run: RunFiles) -> dict[str, Any]:
         "learning rate": run.setting("optim.learning_rate"),
         "schedule": run.setting("optim.schedule"),
         "weight decay": run.setting("optim.weight_decay"),
-        "epochs": run.setting("training.epochs") if not run.setting("training.max_steps") else None,
+        "epochs": run.setting("training.epochs") if run.setting("training.max_steps") is None else None,
         "precision": run.setting("training.mixed_precision"),
         "cached share": run.setting("training.cached_share") or None,
         "seed": run.setting("run.seed"),

@@ -33,6 +33,7 @@ from embedtrain.pooling.max import MaxPooling
 from embedtrain.pooling.mean import MeanPooling
 from embedtrain.pooling.moe_router import MoeRouterPooling
 from embedtrain.pooling.multi_vector import MultiVectorPooling
+from embedtrain.pooling.projected import ProjectedPooling
 from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.trainable import TrainablePooling
 from embedtrain.pooling.weighted_mean import WeightedMeanPooling
@@ -53,6 +54,7 @@ HEADS: dict[str, type[nn.Module]] = {
         MeanPooling,
         MoeRouterPooling,
         MultiVectorPooling,
+        ProjectedPooling,
         SpladePooling,
         TrainablePooling,
         WeightedMeanPooling,

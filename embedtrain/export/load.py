@@ -38,6 +38,7 @@ from embedtrain.pooling.latent_attention import LatentAttentionPooling
 from embedtrain.pooling.layer_average import LayerAveragePooling
 from embedtrain.pooling.learned_tokens import closing_ids
 from embedtrain.pooling.multi_vector import MultiVectorPooling
+from embedtrain.pooling.projected import ProjectedPooling
 from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.trainable import TrainablePooling
 
@@ -94,7 +95,7 @@ def take_heads(encoder: Encoder, folder: str | Path) -> None:
     """
     heads = {"pooling": encoder.pooling, **{f"encoder.views.{name}": view for name, view in encoder.views.items()}}
     wanting = {key: head for key, head in heads.items() if isinstance(head, tuple(_WITH_WEIGHTS.values()))}
-    if not wanting and encoder.projection is None:
+    if not wanting and encoder.projection is None and not isinstance(encoder.pooling, ProjectedPooling):
         return
     try:
         model = describe(local_folder(folder))
@@ -113,6 +114,8 @@ def take_heads(encoder: Encoder, folder: str | Path) -> None:
                 log.info("%s: weights of %s are those of %s", key, type(head).__name__, model.path)
     if encoder.projection is not None and model.pooling.projection:
         _take_projection(encoder.projection, model)
+    if isinstance(encoder.pooling, ProjectedPooling) and model.pooling.projection:
+        _take_layers(encoder.pooling, model.pooling.projection)
 
 
 def local_folder(model: str | Path) -> Path:
@@ -201,6 +204,17 @@ def _take_projection(projection: nn.Linear, model: ModelFolder) -> None:
         log.info("encoder.projection_dim: the layer is new: %s", reason)
         return
     log.info("encoder.projection_dim: weights are those of %s", ", ".join(map(str, model.pooling.projection)))
+
+
+def _take_layers(pooling: ProjectedPooling, folders: tuple[Path, ...]) -> None:
+    """The layers behind the head, each by itself, where the folder has the same."""
+    if [map_size([folder])[0] for folder in folders] != pooling.sizes:
+        log.info("pooling.sizes: the layers are new: those of %s have other sizes", ", ".join(map(str, folders)))
+        return
+    for layer, folder in zip(pooling.layers, folders, strict=True):
+        assert isinstance(layer, nn.Linear)
+        load_map(layer, [folder])
+    log.info("pooling: weights of its layers are those of %s", ", ".join(map(str, folders)))
 
 
 def _text_tokenizer(

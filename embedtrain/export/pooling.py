@@ -5,6 +5,7 @@ FirstLast, LayerAverage             WeightedLayerPooling with weight on some lay
 LatentAttention                     a module file that travels with the model: loading needs trust_remote_code=True
 MultiVector                         multi_vector.py
 Splade                              sparse.py
+Projected                           what is in front, then a Dense for each of its layers
 others of ours                      heads.py: sentence-transformers cannot load them, embedtrain can
 """
 
@@ -25,7 +26,7 @@ from embedtrain.export import layout
 from embedtrain.export.heads import HEADS
 from embedtrain.export.multi_vector import check_multi_vector, write_multi_vector
 from embedtrain.export.sparse import check_splade, write_splade
-from embedtrain.export.tensors import save_tensors
+from embedtrain.export.tensors import save_linear, save_tensors
 from embedtrain.pooling.cls import ClsPooling
 from embedtrain.pooling.eos import EosPooling
 from embedtrain.pooling.first_last import FirstLastPooling
@@ -34,6 +35,7 @@ from embedtrain.pooling.layer_average import LayerAveragePooling
 from embedtrain.pooling.max import MaxPooling
 from embedtrain.pooling.mean import MeanPooling
 from embedtrain.pooling.multi_vector import MultiVectorPooling
+from embedtrain.pooling.projected import ProjectedPooling
 from embedtrain.pooling.splade import SpladePooling
 from embedtrain.pooling.weighted_mean import WeightedMeanPooling
 
@@ -73,34 +75,45 @@ def kind_of(pooling: nn.Module) -> layout.Kind:
 
 def is_ours_alone(pooling: nn.Module) -> bool:
     """Whether no module of sentence-transformers computes the head, so that embedtrain alone loads the folder."""
-    inner = pooling.pooling if isinstance(pooling, LayerAveragePooling) else pooling
+    inner = _reader(pooling)
     known = (*_MODE_OF, FirstLastPooling, LatentAttentionPooling, MultiVectorPooling, SpladePooling)
-    return type(inner) not in known
+    return inner not in known
 
 
 def ships_code(pooling: nn.Module) -> bool:
     """Whether the folder holds a module of its own, so that loading it needs `trust_remote_code=True`."""
-    return isinstance(pooling, LatentAttentionPooling)
+    return isinstance(_in_front(pooling), LatentAttentionPooling)
 
 
 def write_pooling(encoder: Encoder, folder: Path, dtype: torch.dtype) -> list[tuple[str, str]]:
     """Write the modules that pool, numbered from 1, and return them as (class, name) for modules.json."""
-    if isinstance(encoder.pooling, LatentAttentionPooling):
-        return _write_latent_attention(encoder.pooling, folder, dtype, include_prompt=_include_prompt(encoder))
-    if isinstance(encoder.pooling, MultiVectorPooling):
-        return write_multi_vector(encoder, encoder.pooling, folder, dtype)
-    if isinstance(encoder.pooling, SpladePooling):
-        return write_splade(encoder.pooling, folder)
     if is_ours_alone(encoder.pooling):
         layout.write_json(folder / "1_Pooling" / "config.json", {"include_prompt": _include_prompt(encoder)})
         return [(f"embedtrain.pooling.{type(encoder.pooling).__name__}", "Pooling")]
+    written = _write_head(encoder, _in_front(encoder.pooling), folder, dtype)
+    if isinstance(encoder.pooling, ProjectedPooling):
+        for layer in encoder.pooling.layers:
+            assert isinstance(layer, nn.Linear)
+            save_linear(layer, folder / f"{len(written) + 1}_Dense", dtype)
+            written.append((layout.DENSE, "Dense"))
+    return written
+
+
+def _write_head(encoder: Encoder, head: nn.Module, folder: Path, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """The encoder's head without the layers behind it."""
+    if isinstance(head, LatentAttentionPooling):
+        return _write_latent_attention(head, folder, dtype, include_prompt=_include_prompt(encoder))
+    if isinstance(head, MultiVectorPooling):
+        return write_multi_vector(encoder, head, folder, dtype)
+    if isinstance(head, SpladePooling):
+        return write_splade(head, folder)
     written = []
-    if isinstance(encoder.pooling, FirstLastPooling):
+    if isinstance(head, FirstLastPooling):
         written.append(_write_layer_weights(encoder, folder, (1, -1)))
-    if isinstance(encoder.pooling, LayerAveragePooling):
-        written.append(_write_layer_weights(encoder, folder, encoder.pooling.layers))
+    if isinstance(head, LayerAveragePooling):
+        written.append(_write_layer_weights(encoder, folder, head.layers))
     config = layout.pooling_config(
-        _MODE_OF.get(_reader(encoder), "mean"),
+        _MODE_OF.get(_reader(head), "mean"),
         hidden_size=_hidden_size(encoder),
         include_prompt=_include_prompt(encoder),
     )
@@ -108,10 +121,15 @@ def write_pooling(encoder: Encoder, folder: Path, dtype: torch.dtype) -> list[tu
     return [*written, (layout.POOLING, "Pooling")]
 
 
-def _reader(encoder: Encoder) -> type[nn.Module]:
-    """What reads the tokens, behind an average of layers or without one."""
-    pooling = encoder.pooling
-    return type(pooling.pooling if isinstance(pooling, LayerAveragePooling) else pooling)
+def _in_front(pooling: nn.Module) -> nn.Module:
+    """The head in front of linear layers."""
+    return pooling.pooling if isinstance(pooling, ProjectedPooling) else pooling
+
+
+def _reader(pooling: nn.Module) -> type[nn.Module]:
+    """What reads the tokens, in front of linear layers and behind an average of layers, or without them."""
+    head = _in_front(pooling)
+    return type(head.pooling if isinstance(head, LayerAveragePooling) else head)
 
 
 def _write_layer_weights(encoder: Encoder, folder: Path, wanted: Sequence[int]) -> tuple[str, str]:
@@ -156,7 +174,7 @@ def _hidden_size(encoder: Encoder) -> int:
 
 
 def _include_prompt(encoder: Encoder) -> bool:
-    return encoder.tokenizer.prompts.pool_prompt or issubclass(_reader(encoder), _ONE_TOKEN)
+    return encoder.tokenizer.prompts.pool_prompt or issubclass(_reader(encoder.pooling), _ONE_TOKEN)
 
 
 def check_prompt_borders(encoder: Encoder) -> None:

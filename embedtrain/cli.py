@@ -446,7 +446,7 @@ def _teach(arguments: Arguments) -> int:
     filled = teach(composed.config, name)
     if distributed.is_main():
         done = f"{filled.encoded:,} texts encoded" if filled.encoded else "nothing left to encode"
-        print(f"{composed.config['teachers'][name]['store']}: {done}, {filled.there:,} were there")
+        print(f"{composed.config['teachers'][name].get('store', name)}: {done}, {filled.there:,} were there")
     distributed.shutdown()
     return 0
 

@@ -17,6 +17,7 @@ from embedtrain.evaluation.result import EvaluationResult
 from embedtrain.export.load import load_encoder
 from embedtrain.teachers.cached import CachedTeacher
 from embedtrain.teachers.fill import Filled, fill
+from embedtrain.teachers.joined import JoinedTeacher
 from embedtrain.types import Role
 
 log = logging.getLogger("embedtrain")
@@ -55,13 +56,17 @@ def teach(config: Mapping[str, Any], name: str) -> Filled:
             f"teacher={name}: the config has {', '.join(teachers) or 'no teachers'}. Add it under teachers."
         )
     teacher = teachers[name]
-    if not isinstance(teacher, CachedTeacher):
+    stores = [teacher] if isinstance(teacher, CachedTeacher) else []
+    if isinstance(teacher, JoinedTeacher):
+        stores = teacher.stores
+    if not stores:
         raise ConfigError(
             f"teacher={name}: it keeps no store, so there is nothing to fill. For one that does: teacher@teachers.{name}=cached"
         )
     sources = build_sources(config).values()
     rows = sum(len(source) for source in sources)
-    return fill(teacher, chain.from_iterable(sources), rows=rows, device=distributed.device())
+    filled = [fill(store, chain.from_iterable(sources), rows=rows, device=distributed.device()) for store in stores]
+    return Filled(encoded=sum(f.encoded for f in filled), there=sum(f.there for f in filled))
 
 
 def read_lines(path: Path) -> list[str]:

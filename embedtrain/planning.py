@@ -241,7 +241,9 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan
         refuse_small_batches(sampler, world, training["accumulation_steps"])
         pools = pools_of(sampler, config["encoder"], examples, to_mine(config))
     per_epoch = sampler.steps_per_epoch if sampler else None
-    steps = training["max_steps"] or (per_epoch * training["epochs"] if per_epoch else None)
+    steps = training["max_steps"]
+    if steps is None and per_epoch:
+        steps = per_epoch * training["epochs"]
     planned = [plan_pool(config, pool, world) for pool in pools]
     tokens = max(plan.tokens_per_step for plan in planned)
     return Plan(
@@ -290,6 +292,9 @@ def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, Teacher]
 
 def _teacher(name: str, node: Mapping[str, Any]) -> Any:
     """A teacher without weights. Of one that ships with the recipes its dimension is enough."""
+    parts = node.get("parts")
+    if parts:
+        return SimpleNamespace(dim=sum(_teacher(key, part).dim for key, part in parts.items() if part is not None))
     model = node.get("model") or (node.get("filled_by") or {}).get("model")
     known = pinned(str(model))
     if known is not None and known.embedding_dim is not None:
@@ -397,12 +402,13 @@ def estimate_memory(config: Mapping[str, Any], parameters: Parameters, tokens: f
     width = 2 if training["mixed_precision"] in ("bf16", "fp16") else 4
     layer = (18 * p.hidden_size + 4 * p.inner_size) * width / 2
     per_token = p.layers * layer
+    trained = 0 if training["max_steps"] == 0 else p.trainable
     if config["backbone"].get("gradient_checkpointing"):
         per_token = p.layers * p.hidden_size * width + layer
     return {
         "weights": p.bytes,
-        "gradients": 4 * p.trainable,
-        "optimizer": 8 * p.trainable,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
         "activations": round(kept * per_token),
     }
 

@@ -215,6 +215,7 @@ class TeacherInput:
 
     queries: RaggedTokens | Tensor  # of this rank; Tensor: [Q, E'] fp32
     documents: RaggedTokens | Tensor
+    parts: tuple[TeacherInput, ...] = ()  # of a teacher that is made of several: what each of them needs, and no more
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 masked_lm.py       predict hidden tokens                        mntp.py            the same from one place before, for decoders
 retromae.py        rebuild a text from its embedding by a weak decoder; the bag of words of DupMAE
+smae.py            masked words and rebuilt texts at several layers and sizes: Starbucks
 reconstruction.py  rebuild the other side of a pair from an embedding, by the language model itself
 translation.py     rebuild the other side of a pair from the token states of this one
 
@@ -14,6 +15,7 @@ from embedtrain.objectives.masked_lm import MaskedLanguageModel
 from embedtrain.objectives.mntp import MaskedNextToken
 from embedtrain.objectives.reconstruction import BidirectionalReconstruction
 from embedtrain.objectives.retromae import RetroMAE
+from embedtrain.objectives.smae import StarbucksMAE
 from embedtrain.objectives.translation import RepresentationTranslation
 
 __all__ = [
@@ -22,4 +24,5 @@ __all__ = [
     "MaskedNextToken",
     "RepresentationTranslation",
     "RetroMAE",
+    "StarbucksMAE",
 ]

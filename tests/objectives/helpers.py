@@ -57,6 +57,8 @@ def encoder_for(name: str, folder: str, *, kernel: str = "auto", prompts: Prompt
 def objective_for(name: str, encoder: Encoder, **changes) -> nn.Module:
     """The YAML as it is, but for `changes`; new weights are the same every time, and larger than at a usual start."""
     node = compose_config([f"objective={name}"]).config["objective"] | changes
+    if name == "smae":
+        node |= {"pairs": [[1, 8], [2, 20], [2, 32]]}  # of a model of two layers
     if name == "mntp":
         node |= {"mask_token": "[MASK]"}
     with torch.random.fork_rng():

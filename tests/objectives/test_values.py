@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from embedtrain.errors import ConfigError
+from embedtrain.objectives.smae import StarbucksMAE
 from embedtrain.training.step import mix
 from embedtrain.training.token_step import TokenStep
 from embedtrain.types import NO_TARGET
@@ -110,6 +112,27 @@ def retromae(encoder, objective, task):
     return mean(first) + mean(second) + objective.weights.get("bag_of_words", 0.0) * mean(third)
 
 
+def smae(encoder, objective, task):
+    embed = encoder.backbone.hf_model.get_input_embeddings()
+    total = 0.0
+    parts = (task.texts["text"], task.labels["encoder"], task.labels["inputs"], task.labels["decoder"])
+    for layer, dim in objective.pairs:
+        shown, rebuilt = [], []
+        for ids, hidden, inputs, wanted in zip(*map(texts_of, parts), strict=True):
+            states = encoder.backbone.hf_model(ids[None], output_hidden_states=True).hidden_states[layer][0]
+            short = [torch.cat([state[:dim], state.new_zeros(32 - dim)]) for state in states]
+            shown += [nll(encoder, objective, short[i], hidden[i]) for i in range(len(ids)) if hidden[i] != NO_TARGET]
+            places = [i for i in range(len(ids)) if inputs[i] != NO_TARGET]
+            run = [objective.project.weight[:, :dim] @ states[0][:dim]]
+            run += [layer_norm(objective.input_norm, embed(inputs[i]) + objective.positions.weight[i]) for i in places]
+            for number, i in enumerate(places, 1):
+                if wanted[i] != NO_TARGET:
+                    a = attention_block(objective.block, run[number], torch.stack(run))
+                    rebuilt.append(nll(encoder, objective, a, wanted[i]))
+        total = total + (mean(shown) + mean(rebuilt)) / 2
+    return total / len(objective.pairs)
+
+
 def reconstruction(encoder, objective, task):
     embed = encoder.backbone.hf_model.get_input_embeddings()
     losses = {"q2d": [], "d2q": []}
@@ -137,7 +160,7 @@ def translation(encoder, objective, task):
     return mean(losses)
 
 
-REFERENCES = {f.__name__: f for f in (masked_lm, mntp, retromae, reconstruction, translation)}
+REFERENCES = {f.__name__: f for f in (masked_lm, mntp, retromae, smae, reconstruction, translation)}
 
 
 @pytest.mark.parametrize(
@@ -189,3 +212,18 @@ def test_logits_in_parts_give_the_value_and_gradient_of_all_at_once(monkeypatch)
     value = prediction.prediction_loss(head, hidden, targets)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(torch.autograd.grad(value, [hidden, *head.parameters()]), wanted)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "expected \\[layer, dim\\] once or more"),
+        ([[0, 8]], "\\[0, 8\\], but .* has the layers 1 to 2, of 32 dimensions"),
+        ([[3, 8]], "\\[3, 8\\], but"),
+        ([[1, 33]], "\\[1, 33\\], but"),
+    ],
+)
+def test_pairs_that_the_model_does_not_have_are_refused(pairs, message, tmp_path):
+    encoder = encoder_for("smae", folder_of("smae", tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        StarbucksMAE(encoder=encoder, pairs=pairs)

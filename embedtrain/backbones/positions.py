@@ -13,13 +13,13 @@ from embedtrain.errors import ConfigError
 
 def first_position(model: nn.Module) -> int:
     """The position id of a text's first token."""
-    table = _learned_positions(model)
+    table = learned_positions(model)
     return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
 
 
 def longest_text(model: nn.Module) -> int | None:
     """The most tokens a text may have: as many as there are learned positions; None where positions are computed."""
-    table = _learned_positions(model)
+    table = learned_positions(model)
     return None if table is None else table.num_embeddings - first_position(model)
 
 
@@ -32,7 +32,8 @@ def refuse_longer(tokens: int, limit: int | None, model: str) -> None:
         )
 
 
-def _learned_positions(model: nn.Module) -> nn.Embedding | None:
+def learned_positions(model: nn.Module) -> nn.Embedding | None:
+    """The table of positions, where they are learned."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return module

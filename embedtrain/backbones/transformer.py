@@ -22,6 +22,7 @@ from embedtrain.backbones.direction import Direction, observed_direction
 from embedtrain.backbones.final_norm import final_norm
 from embedtrain.backbones.loading import Weights, load_config, load_model, load_tokenizer, set_dropout
 from embedtrain.backbones.locate import locate
+from embedtrain.backbones.longer import extend_positions
 from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_model
 from embedtrain.backbones.padded import padded_states
 from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
@@ -50,6 +51,8 @@ class TransformerBackbone(nn.Module):
     gradient_checkpointing: recompute each layer in the backward, for memory.
     kernel: "ragged" or "padded" states; "auto" takes ragged where it is exact and says in the log what it took.
     dropout: None keeps the model's probabilities; else all of them.
+    positions: None keeps the learned positions; else so many, a multiple of them: the new ones lie between the published
+        ones, which get no gradient (`longer.py`).
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TransformerBackbone(nn.Module):
         revision: str | None = None,
         trust_remote_code: bool = False,
         dropout: float | None = None,
+        positions: int | None = None,
     ) -> None:
         super().__init__()
         _refuse_unknown("backbone.weights", weights, ("pretrained", "random"))
@@ -83,6 +87,8 @@ class TransformerBackbone(nn.Module):
         if dropout is not None:
             set_dropout(config, dropout)
         self.hf_model = load_model(name, config, weights, getattr(torch, dtype), self.hub)
+        if positions is not None:
+            extend_positions(self.hf_model, positions, name)
         self.hidden_size: int = self.config.hidden_size
         self._turn(attention)
         self._expected = attention

@@ -90,6 +90,13 @@ def test_steps_are_those_that_the_sampler_makes(good: list[str]) -> None:
     assert make_plan(config(good, "training.max_steps=7"), world=1).steps == 7
 
 
+def test_a_run_of_no_step_has_no_gradient_and_no_optimizer(good: list[str]) -> None:
+    plan = make_plan(config(good, "training.max_steps=0"), world=1)
+    assert plan.steps == 0
+    assert plan.memory is not None
+    assert plan.memory["gradients"] == plan.memory["optimizer"] == 0
+
+
 def test_tokens_are_bounded_by_the_lengths(good: list[str]) -> None:
     plan = make_plan(config(good, "encoder.max_query_length=10", "encoder.max_document_length=100"), world=1)
     assert plan.tokens_per_step == 16 * (10 + 3 * 100)

@@ -8,7 +8,7 @@ is done by regular expressions, with check digits where a number has them:
     EMAIL   addresses
     URL     of the web, where --urls is given: most are no secret
     IBAN    account numbers, those whose check digits are right
-    CARD    of 13 to 19 digits, those whose check digit is right
+    CARD    of 13 to 19 digits, in groups of four or none, those whose check digit is right
     IP      version 4 and 6
     PHONE   numbers of 7 to 15 digits behind +, or in the groups that phone numbers are written in
 
@@ -69,15 +69,16 @@ def is_iban(text: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """
-    >>> is_address("10.0.0.1"), is_address("1.2.3.400"), is_address("fe80::1")
-    (True, False, True)
+    """Of version 6 only those with a group of three digits or more: a::b is a name in C++, and [9::2] a slice in Python.
+
+    >>> is_address("10.0.0.1"), is_address("1.2.3.400"), is_address("fe80::1"), is_address("9::2")
+    (True, False, True, False)
     """
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return any(c.isdigit() for c in text)  # a::b is a name in C++
+    return address.version == 4 or any(len(group) > 2 for group in text.split(":"))
 
 
 def is_phone(text: str) -> bool:
@@ -93,7 +94,16 @@ def is_phone(text: str) -> bool:
 _EMAIL = Kind("EMAIL", re.compile(r"(?<![\w.+%-])[\w.+%-][\w.+%'-]*@[\w-]+(?:\.[\w-]+)*\.[^\W\d_]{2,}"), always)
 _URL = Kind("URL", re.compile(r"\b(?:https?://|www\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]"), always)
 _IBAN = Kind("IBAN", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), is_iban)
-_CARD = Kind("CARD", re.compile(r"(?<![\d.,-])\d(?:[ -]?\d){12,18}(?![\d-]|[.,]\d)"), is_card)
+_CARD = Kind(
+    "CARD",
+    re.compile(
+        r"(?<![\d.,-])(?:"
+        r"[1-9]\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}"  # 4111 1111 1111 1111
+        r"|3\d{3}([ -]?)\d{6}\2\d{5}"  # American Express
+        r")(?![\d-]|[.,]\d)"
+    ),
+    is_card,
+)
 _IP = Kind(
     "IP",
     re.compile(

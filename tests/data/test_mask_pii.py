@@ -27,6 +27,7 @@ from tests.data.helpers import write_jsonl
         ("415-555-0132", "[PHONE]"),
         ("card 4111-1111-1111-1111, paid", "card [CARD], paid"),
         ("5500000000000004", "[CARD]"),
+        ("3782 822463 10005", "[CARD]"),
         ("to DE89 3704 0044 0532 0130 00 by Friday", "to [IBAN] by Friday"),
         ("GB29NWBK60161331926819.", "[IBAN]."),
         ("from 192.168.0.1:80 and 2001:db8::8a2e:370:7334", "from [IP]:80 and [IP]"),
@@ -45,7 +46,8 @@ def test_what_identifies_somebody_becomes_its_kind(text: str, masked: str):
         "4111-1111-1111-1112",  # the check digit is wrong
         "DE88 WXYZ ABCD EFGH",
         "999.1.1.1",
-        "std::vector a::b ::",
+        "std::vector a::b :: x[9::2]",
+        "0 0 2 0 0 0 3 0 0 0 0 0 0 0 0 5",
         "import numpy as np  # @property",
         "order 12345678",
         "https://acme.com/path",

@@ -15,6 +15,7 @@ so these get fewer queries and documents; their CPU seconds have the build and t
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -115,7 +116,12 @@ def measure(row: dict) -> dict:
 
     torch.set_num_threads(1)
     if row.get("ranks", 1) > 1:
-        dist.init_process_group("gloo", init_method=f"file://{row['shared']}/ranks")
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{row['shared']}/ranks",
+            rank=int(os.environ["RANK"]),
+            world_size=row["ranks"],
+        )
     folder, num_queries, num_documents = Path(row["folder"]), row["queries"], row["documents"] * 1000
     queries, documents = (
         Mapped(folder / f"{name}.npy", count)
@@ -133,12 +139,13 @@ def measure(row: dict) -> dict:
     bare = bare_seconds(queries, documents)
     if row["search"] == "exact":
         limit = memory("VmData") + row["cap"] + 32 * 2**20
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
     build = built(search)
     with Peak() as peak:
         started, cpu = time.perf_counter(), time.process_time()
         found = search.top(request, K)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     products = 2 * num_queries * num_documents * DIM
     return {
         "cpu_seconds": cpu,
@@ -224,6 +231,7 @@ class Peak:
     """The largest anonymous resident set while it is open, above that before."""
 
     def __enter__(self) -> Peak:
+        ctypes.CDLL(None).malloc_trim(0)  # or what was freed before would be taken again unseen
         self.before = self.most = memory("RssAnon")
         self.done = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
@@ -258,7 +266,7 @@ def write(rows: list[dict]) -> None:
         recall = row["facts"].get("recall")
         same = f"{row['as_brute_force']:.4f}" if recall is None else ""
         lines.append(
-            f"| {row['part']} | {row['search']} | {row['queries']:,} x {row['documents']},000 | {row['cap'] // 2**20} "
+            f"| {row['part']} | {row['search']} | {row['queries']:,} x {row['documents'] * 1000:,} | {row['cap'] // 2**20} "
             f"| {row.get('ranks', 1)} | {row['cpu_seconds']:.1f} | {row['cpu_seconds'] / row['bare_seconds']:.2f} "
             f"| {row['build_seconds']:.1f} | {row['extra_mib']:.0f} | {same} "
             f"| {'' if recall is None else f'{recall:.4f}'} |"

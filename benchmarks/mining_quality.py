@@ -299,14 +299,17 @@ def mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
+def is_measured(task: str) -> bool:
+    return any(r["task"] == task and "ndcg@10" in r for r in results())
+
+
 def page() -> str:
     return "\n".join(
         [
-            "### Questions and answers with unmarked answers (StackFAQ)\n",
+            "#### Questions and answers with unmarked answers (StackFAQ)\n",
             *table("stackfaq"),
-            "\n### Claims and abstracts (SciFact)\n",
-            *table("scifact"),
-            "\n### Who likes what (LIMIT, small): counted alone\n",
+            *(["\n#### Claims and abstracts (SciFact)\n", *table("scifact")] if is_measured("scifact") else []),
+            "\n#### Who likes what (LIMIT, small): counted alone\n",
             *counted("limit"),
             "",
         ]

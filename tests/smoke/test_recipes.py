@@ -1,4 +1,4 @@
-"""Every recipe runs, all its stages, on a small random model; a third of them each day, all with EMBEDTRAIN_SMOKE=all."""
+"""Every recipe runs, all its stages, on a small random model; a sixth of them each day, all with EMBEDTRAIN_SMOKE=all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from embedtrain.training.building import build_learned, build_named
 from embedtrain.training.checkpoint import find_checkpoint, load_weights
 from embedtrain.training.stages import take_over
 
-TURNS = 3
+TURNS = 6
 TEXTS = ["read a file line by line", "def f(x):\n    return x", "."]
 
 

@@ -310,17 +310,17 @@ NOTES = """
 ## What it says, and how sure
 
 - **Holds, clearly**: a fixed list of sub-models against drawn ones; a student of vectors against a contrastive one among the
-  teacher's documents, once it has the rate and the steps (5e-4, 120 steps; after 40 steps at 1e-4 it is far behind), and
-  better there than among its own; a loss for graded pairs on STS-B; two stages against one with own negatives alone, by
-  means over seeds.
+  teacher's documents, once it has the rate and the steps (far behind after 40 steps at 1e-4, level after 120, far ahead
+  after 120 at 5e-4), and better there than among its own; a loss for graded pairs on STS-B; two stages against one with own
+  negatives alone, by means over seeds.
 - **Holds, barely**: negatives below 95 % of the positive on StackFAQ, where most of the nearest are answers that nobody
-  marked. Over seeds the interval nearly touches zero.
+  marked. Over seeds the interval nearly touches zero. On SciFact it is not measured yet.
 - **Does not hold**: two stages against one with in-batch negatives. The stage without in-batch negatives has two easy ones
   for each message, and alone it is the weakest arm: here the in-batch negatives are worth more than their false negatives
   cost. That says little of seven mined ones.
-- **Does not hold**: hardness weights move answers and near negatives apart on SciFact, by a trifle, and together on
-  StackFAQ. In ranking neither they nor focal weights are told from plain InfoNCE; the gains published would be too small to
-  be seen with three seeds.
+- **Mixed**: hardness weights move answers and near negatives apart on SciFact, by a trifle, and together on StackFAQ. In
+  ranking neither they nor focal weights are told from plain InfoNCE; the gains published would be too small to be seen with
+  three seeds.
 - **A trade, not a gain**: the average of three mixtures is between them, about where the middle one is. It gains on STS-B
   what it loses on StackFAQ against the best single model, and its mean is not told from that one's. Slerp and average are
   the same to two decimals: fine-tunes of one model are nearly parallel.

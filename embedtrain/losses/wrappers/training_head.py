@@ -58,7 +58,7 @@ class TrainingHead(nn.Module):
     def _head(self, embeddings: Embeddings) -> Embeddings:
         states = full(embeddings.values)
         for number, layer in enumerate(self.linear):
-            states = layer(states)
+            states = F.linear(states, layer.weight.to(states.dtype), layer.bias.to(states.dtype))
             if self.activation == "tanh":
                 states = torch.tanh(states)
             elif number < len(self.linear) - 1:

@@ -314,7 +314,7 @@ NOTES = """
   after 120 at 5e-4), and better there than among its own; a loss for graded pairs on STS-B; two stages against one with own
   negatives alone, by means over seeds.
 - **Holds, barely**: negatives below 95 % of the positive on StackFAQ, where most of the nearest are answers that nobody
-  marked. Over seeds the interval nearly touches zero. On SciFact it is not measured yet.
+  marked. Over seeds the interval nearly touches zero. On SciFact, where few are, the queries do not decide it.
 - **Does not hold**: two stages against one with in-batch negatives. The stage without in-batch negatives has two easy ones
   for each message, and alone it is the weakest arm: here the in-batch negatives are worth more than their false negatives
   cost. That says little of seven mined ones.

@@ -1,4 +1,17 @@
-"""What a planned run costs on given machines: operations, hours, money, and the smallest device that it fits.
+"""What a planned run costs on given machines: memory, operations, hours, money, and the smallest device that it fits.
+
+Memory per device is an estimate, in bytes:
+
+    weights        what the backbone, the heads and the loss hold
+    gradients      4 per trainable parameter (they are fp32)
+    optimizer      8 per trainable parameter (AdamW's two fp32 moments)
+    activations    tokens kept at a time * layers * (18 H + 4 I) * b/2
+                   H hidden size, I inner size of the feed-forward block, b bytes of a number in the forward pass: Korthikanti
+                   et al. 2022 (arXiv:2205.05198, eq. 1) without the quadratic part, since attention is computed in tiles.
+                   With gradient checkpointing: tokens * (layers * H * b + one layer in full).
+
+"Tokens kept" is one chunk plus the uncached share of a micro-batch on one rank, every text at its maximum length: real
+texts are shorter, so this is an upper bound.
 
 Operations of a step, where N are the weights that a token is multiplied with (all but the rows of embedding tables), N' those
 of them that train, L layers of width H, T the longest text and S the tokens of the step:
@@ -100,6 +113,24 @@ def read_hardware(name: str) -> Hardware:
     if row not in rows:
         raise ConfigError(f"hardware={name}: expected one of {', '.join(rows)}, or <file>.yaml:<row>.")
     return rows[row]
+
+
+def estimate_memory(config: Mapping[str, Any], parameters: Any, tokens: float) -> dict[str, int]:
+    """Bytes per device by part; `parameters` a `planning.Parameters`, `tokens` of one micro-batch on one rank."""
+    training, p = config["training"], parameters
+    kept = min(tokens, training["chunk_tokens"] + (1 - training["cached_share"]) * tokens)
+    width = 2 if training["mixed_precision"] in ("bf16", "fp16") else 4
+    layer = (18 * p.hidden_size + 4 * p.inner_size) * width / 2
+    per_token = p.layers * layer
+    trained = 0 if training["max_steps"] == 0 else p.trainable
+    if config["backbone"].get("gradient_checkpointing"):
+        per_token = p.layers * p.hidden_size * width + layer
+    return {
+        "weights": p.bytes,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        "activations": round(kept * per_token),
+    }
 
 
 def flops_per_step(config: Mapping[str, Any], parameters: Any, tokens: float) -> float:

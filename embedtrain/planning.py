@@ -1,18 +1,4 @@
-"""What a run would do, without doing it: parameters, negatives, steps, tokens, memory. No weight is read.
-
-Memory per device is an estimate, in bytes:
-
-    weights        what the backbone, the heads and the loss hold
-    gradients      4 per trainable parameter (they are fp32)
-    optimizer      8 per trainable parameter (AdamW's two fp32 moments)
-    activations    tokens kept at a time * layers * (18 H + 4 I) * b/2
-                   H hidden size, I inner size of the feed-forward block, b bytes of a number in the forward pass: Korthikanti
-                   et al. 2022 (arXiv:2205.05198, eq. 1) without the quadratic part, since attention is computed in tiles.
-                   With gradient checkpointing: tokens * (layers * H * b + one layer in full).
-
-"Tokens kept" is one chunk plus the uncached share of a micro-batch on one rank, every text at its maximum length: real
-texts are shorter, so this is an upper bound.
-"""
+"""What a run would do, without doing it: parameters, negatives, steps, tokens; what that costs: outlay.py. No weight is read."""
 
 from __future__ import annotations
 
@@ -35,7 +21,7 @@ from embedtrain.data.sampling import Sampler, refuse_small_batches
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
 from embedtrain.losses.fit import fit, refuse_bare_rows
-from embedtrain.outlay import Hardware, Outlay, flops_per_step, outlay, smallest_that_fits
+from embedtrain.outlay import Hardware, Outlay, estimate_memory, flops_per_step, outlay, smallest_that_fits
 from embedtrain.pinned import pinned, stand_in
 from embedtrain.teachers.spread import refuse_squashed_rows
 from embedtrain.types import Teacher
@@ -393,24 +379,6 @@ def count_negatives(config: Mapping[str, Any], pool: Pool, queries: float, world
         return Negatives(hard=pool.hard, in_batch=0, cross_device=0)
     own, brought = queries / world, pool.positives + pool.hard
     return Negatives(hard=pool.hard, in_batch=(own - 1) * brought, cross_device=(queries - own) * brought)
-
-
-def estimate_memory(config: Mapping[str, Any], parameters: Parameters, tokens: float) -> dict[str, int]:
-    """Bytes per device by part; `tokens` of one micro-batch on one rank. See the formula on top."""
-    training, p = config["training"], parameters
-    kept = min(tokens, training["chunk_tokens"] + (1 - training["cached_share"]) * tokens)
-    width = 2 if training["mixed_precision"] in ("bf16", "fp16") else 4
-    layer = (18 * p.hidden_size + 4 * p.inner_size) * width / 2
-    per_token = p.layers * layer
-    trained = 0 if training["max_steps"] == 0 else p.trainable
-    if config["backbone"].get("gradient_checkpointing"):
-        per_token = p.layers * p.hidden_size * width + layer
-    return {
-        "weights": p.bytes,
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
-        "activations": round(kept * per_token),
-    }
 
 
 def _size(count: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ class TrainingHead(nn.Module):
 
     def _head(self, embeddings: Embeddings) -> Embeddings:
         states = full(embeddings.values)
+        layer: Any
         for number, layer in enumerate(self.linear):
             states = F.linear(states, layer.weight.to(states.dtype), layer.bias.to(states.dtype))
             if self.activation == "tanh":

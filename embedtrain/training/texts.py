@@ -12,16 +12,18 @@ from embedtrain.whitening import fit_whitening
 
 # Covariances of up to 4096 dimensions are well known by then.
 _WHITENING_TEXTS = 20_000
+_STRIDE = 7919  # a prime: every row of a source comes before one comes again
 
 
 def texts_of(sources: Sequence[Source], count: int) -> list[str]:
-    """Spread over the sources: queries and documents by turns."""
+    """Rows by turns of all sources, spread over each: of every row its query and its first positive."""
     texts: list[str] = []
-    for number in range(count):
-        source = sources[number % len(sources)]
-        example = source[(number * 7919) % len(source)]
-        texts.append(example.query if number % 2 == 0 else example.positives[0])
-    return texts
+    for number in range((count + 1) // 2):
+        turn, which = divmod(number, len(sources))
+        source = sources[which]
+        example = source[(turn * _STRIDE) % len(source)]
+        texts += [example.query, example.positives[0]]
+    return texts[:count]
 
 
 def whiten(config: dict[str, Any], encoder: Encoder, sources: Sequence[Source]) -> None:

@@ -495,7 +495,7 @@ def _smoke(arguments: Arguments) -> int:
     from embedtrain.training.job import run_training
 
     small = shrink(composed.config, place)
-    warnings = validate(small, [problem for problem in composed.problems if "required" not in problem])
+    warnings = validate(small, composed.problems)
     _join_ranks()
     run = Run.start(small, composed.overrides, composed.choices)
     _announce(run, warnings)

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -77,8 +76,3 @@ def stand_in(model: PinnedModel) -> Iterator[str]:
         longest = {} if model.longest is None else {"model_max_length": model.longest}
         PreTrainedTokenizerFast(tokenizer_object=plain, **longest, **names).save_pretrained(folder)
         yield folder
-
-
-def all_pinned() -> list[str]:
-    """The names of all models that ship."""
-    return sorted(str(Path(path).relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.json"))

@@ -50,7 +50,6 @@ def test_a_recipe_trains_and_its_export_gives_the_embeddings_of_the_trained_enco
     assert cli.main(["smoke", f"recipe={name}", f"output={tmp_path}"]) == 0
     run = tmp_path / "run"
     stages = stage_configs(load_saved(run / "config.yaml"))
-    weights: list[dict[str, torch.Tensor]] = []
     before = None
     for stage, config in stages.items():
         folder = run / "stages" / stage if stage else run
@@ -71,7 +70,6 @@ def test_a_recipe_trains_and_its_export_gives_the_embeddings_of_the_trained_enco
         load_weights(checkpoint, build_named(config, encoder, learned))
         trained = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
         assert any(not torch.equal(trained[key], untrained[key]) for key in untrained), f"{stage} moved nothing"
-        weights.append(trained)
         before = folder / "weights.safetensors"
 
     if config["export"]["whiten_to"] is not None:

@@ -158,7 +158,7 @@ class Encoder(nn.Module):
         pooled = head((read, routing) if getattr(head, "needs_router", False) else read, tokens)
         offsets = pooled.offsets if isinstance(pooled, Embeddings) else None
         if tokens.span_offsets is not None:
-            offsets = self._chunk_offsets(head, tokens)
+            _refuse_chunks(head)
         values = (pooled.values if isinstance(pooled, Embeddings) else pooled).float()
         normalize = self.unit_length and not _as_is(head)
         with torch.autocast(self.device.type, enabled=False):
@@ -167,15 +167,6 @@ class Encoder(nn.Module):
             if normalize:
                 values = F.normalize(values, dim=-1)  # a zero vector stays zero
         return Embeddings(values, normalize, offsets)
-
-    @staticmethod
-    def _chunk_offsets(head: nn.Module, tokens: RaggedTokens) -> Tensor | None:
-        if not getattr(head, "reads_spans", False):
-            raise ConfigError(
-                f"pooling: {type(head).__name__} cannot embed the chunks of a document that is read as a whole (late chunking). "
-                "Use mean or max."
-            )
-        return tokens.span_offsets
 
     def encode(
         self,
@@ -241,19 +232,20 @@ class Encoder(nn.Module):
         source: str | None = None,
         chunk_tokens: int | None = None,
     ) -> Embeddings:
-        """Late chunking: each document is read as a whole and has a vector for each of its chunks; in order, on the CPU.
+        """Late chunking: each document is read as a whole, and each of its chunks is embedded as a text of its own.
 
-        Raises ConfigError for a pooling that cannot, DataError for a chunk beyond the maximum length.
+        Document by document, chunk by chunk, on the CPU: one vector for each, or one for each token of the chunk. Raises
+        ConfigError for a pooling that cannot, DataError for a chunk beyond the maximum length.
         """
         if not len(documents):
-            return replace(self._nothing(views=False), offsets=torch.zeros(1, dtype=torch.int64))
+            return self._nothing(views=False)
         half = self.encode_dtype
         parts, order = [], []
         with evaluating(self), nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
             tokens = encode_chunks(self.tokenizer, documents, source=source)
             for index in chunks(tokens.lengths, self._chunk_tokens(chunk_tokens)):
                 parts.append(self(tokens.select(index), views=False).map(Tensor.cpu))
-                order.append(index)
+                order.append(tokens.spans_of(index))
         return Embeddings.cat(parts).select(torch.argsort(torch.cat(order)))
 
     @torch.no_grad()
@@ -308,6 +300,14 @@ class Encoder(nn.Module):
 
     def num_trainable(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+
+def _refuse_chunks(head: nn.Module) -> None:
+    if not getattr(head, "reads_spans", False):
+        raise ConfigError(
+            f"pooling: {type(head).__name__} cannot embed the chunks of a document that is read as a whole (late chunking). "
+            "Use mean, max or multi_vector."
+        )
 
 
 def _as_is(head: nn.Module) -> bool:

@@ -61,7 +61,8 @@ class RaggedTokens:
     """N texts as one flat run of token ids. Text n owns `ids[offsets[n]:offsets[n + 1]]`; no text is empty.
 
     `spans[n]` is the flat range of the tokens that pooling may read; it leaves out the instruction where that is asked.
-    A document that is embedded chunk by chunk but read as a whole (late chunking) has a span for each chunk.
+    A document that is embedded chunk by chunk but read as a whole (late chunking) has a span for each chunk, and an encoder
+    makes an embedding of each span.
     `offsets` and `spans` always stay on the CPU, since shapes are made from them; `ids` travels to the device.
     """
 
@@ -109,15 +110,26 @@ class RaggedTokens:
         shift = self.offsets[index] - offsets[:-1]  # old flat position = new flat position + shift
         flat = torch.arange(int(offsets[-1])) + torch.repeat_interleave(shift, lengths)
         is_query = None if self.is_query is None else self.is_query[index]
-        spans, span_offsets = index, None
+        span_offsets = None
         if self.span_offsets is not None:
             counts = self.span_offsets.diff()[index]
             span_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
             shift = torch.repeat_interleave(shift, counts)
-            first = torch.repeat_interleave(self.span_offsets[index] - span_offsets[:-1], counts)
-            spans = torch.arange(int(span_offsets[-1])) + first
         ids = self.ids[flat.to(self.ids.device)]
-        return RaggedTokens(ids, offsets, self.spans[spans] - shift[:, None], is_query, span_offsets)
+        return RaggedTokens(ids, offsets, self.spans[self.spans_of(index)] - shift[:, None], is_query, span_offsets)
+
+    def spans_of(self, index: Tensor) -> Tensor:
+        """The spans of the texts at `index` [M], CPU, in that order: what an encoder makes an embedding of each."""
+        if self.span_offsets is None:
+            return index
+        counts = self.span_offsets.diff()[index]
+        first = self.span_offsets[index] - (counts.cumsum(0) - counts)
+        return torch.arange(int(counts.sum())) + torch.repeat_interleave(first, counts)
+
+    def span_texts(self) -> Tensor:
+        """The text of each span, CPU."""
+        texts = torch.arange(len(self))
+        return texts if self.span_offsets is None else torch.repeat_interleave(texts, self.span_offsets.diff())
 
     @staticmethod
     def cat(parts: Sequence[RaggedTokens]) -> RaggedTokens:
@@ -239,6 +251,8 @@ class TokenBatch:
 class Embeddings:
     """N texts as one vector each, [N, E]; or, where `offsets` are given, as one vector per token, [S, E].
 
+    A chunk of a document that was read as a whole (late chunking) is a text here.
+
     `views` are the same texts embedded in further ways, by name: `layer_3`, `sparse`, `multi_vector`. Whatever happens
     to embeddings on their way (chunks, gather, selection) happens to their views as well.
     """
@@ -294,10 +308,6 @@ class Embeddings:
             offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         views = {name: Embeddings.cat([part.views[name] for part in parts]) for name in first.views}
         return Embeddings(torch.cat([part.values for part in parts]), first.normalized, offsets, views)
-
-    def apart(self) -> Embeddings:
-        """Every vector as a text of its own: the chunks of a document that was embedded as a whole."""
-        return Embeddings(self.values, self.normalized, views={name: view.apart() for name, view in self.views.items()})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Embeddings:
         """`change` applied to the values, and to those of every view."""

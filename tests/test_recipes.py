@@ -26,6 +26,7 @@ ASKED_OF_THE_USER = {
     "enterprise": ["data.path=some/pairs"],
     "finetune": ["backbone.name=some/model", "data.path=some/pairs"],
     "insent": ["data.path=train.py"],
+    "insent_colbert": ["data.path=train.py"],
     "sitemb": ["data.path=train.py"],
     "sitemb_v15": ["data.path=train.py"],
 }

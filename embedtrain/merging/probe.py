@@ -65,9 +65,8 @@ def all_tokens(batch: TokenBatch) -> RaggedTokens:
 
 def contrast(loss: nn.Module, embeddings: Embeddings, batch: TokenBatch) -> Tensor:
     """The loss of a batch, given the embeddings of `all_tokens`."""
-    texts = torch.arange(len(embeddings)).split([len(batch.queries), len(batch.documents)])
+    # Chunks of a document that was read as a whole are documents.
+    texts = torch.arange(len(embeddings)).split([len(batch.queries.spans), len(batch.documents.spans)])
     queries, documents = (embeddings.select(side) for side in texts)
-    if batch.documents.span_offsets is not None:  # chunks of a document that was read as a whole are documents
-        queries, documents = queries.apart(), documents.apart()
     relation = batch.relation.to(embeddings.values.device)
     return loss(EmbeddingBatch(queries=queries, documents=documents, relation=relation)).loss

@@ -27,6 +27,7 @@ class MultiVectorPooling(nn.Module):
     """
 
     multi_vector = True
+    reads_spans = True
 
     def __init__(
         self,
@@ -48,17 +49,18 @@ class MultiVectorPooling(nn.Module):
         self._punctuation = torch.tensor(list(punctuation_ids), dtype=torch.int64)
 
     def forward(self, hidden: Tensor, tokens: RaggedTokens) -> Embeddings:
-        """Vectors [S', E], S' pooled tokens of all texts; a text may have none."""
-        flat, text = self._kept(tokens)
+        """Vectors [S', E], S' pooled tokens of all texts; a text may have none. Each span is a text of its own."""
+        flat, span = self._kept(tokens)
         states = hidden[flat.to(hidden.device, non_blocking=True)].float()
         vectors = states if self.linear is None else self.linear(states)
-        offsets = torch.zeros(len(tokens) + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(text, minlength=len(tokens)), 0, out=offsets[1:])
+        offsets = torch.zeros(len(tokens.spans) + 1, dtype=torch.int64)
+        torch.cumsum(torch.bincount(span, minlength=len(tokens.spans)), 0, out=offsets[1:])
         return Embeddings(vectors, normalized=False, offsets=offsets)
 
     def _kept(self, tokens: RaggedTokens) -> tuple[Tensor, Tensor]:
-        """Flat positions of the tokens that get a vector, and the text of each, on the CPU."""
-        flat, text = pooled_tokens(tokens)
+        """Flat positions of the tokens that get a vector, and the span of each, on the CPU."""
+        flat, span = pooled_tokens(tokens)
+        text = tokens.span_texts()[span]
         keep = torch.ones_like(flat, dtype=torch.bool)
         if self.skip_first:
             keep &= flat != tokens.offsets[text]
@@ -71,4 +73,4 @@ class MultiVectorPooling(nn.Module):
             # Waits for the device: how many vectors a text has is a shape, and shapes are made on the CPU.
             ids = tokens.ids.cpu()[flat]
             keep &= tokens.is_query[text] | ~torch.isin(ids, self._punctuation)
-        return flat[keep], text[keep]
+        return flat[keep], span[keep]

@@ -186,7 +186,7 @@ class ContrastiveStep:
 
 @dataclass(frozen=True)
 class _Chunk:
-    index: Tensor  # [n] which texts, CPU
+    index: Tensor  # [n] which embeddings, CPU: one for each span of its texts
     tokens: RaggedTokens
     cached: bool
 
@@ -195,22 +195,22 @@ def _plan(tokens: RaggedTokens, chunk_tokens: int, cached_share: float) -> list[
     """Longest chunks first, so that a batch that does not fit fails at once; the cached ones are the first."""
     pieces = chunks(tokens.lengths, chunk_tokens)
     cached = round(cached_share * len(pieces))
-    return [_Chunk(index, tokens.select(index), number < cached) for number, index in enumerate(pieces)]
+    return [
+        _Chunk(tokens.spans_of(index), tokens.select(index), number < cached) for number, index in enumerate(pieces)
+    ]
 
 
 def _in_text_order(outputs: list[Embeddings], plan: list[_Chunk]) -> Embeddings:
     """Embeddings of all chunks at the places of their texts, cut off from the graph, ready to receive a gradient."""
-    texts = torch.cat([chunk.index for chunk in plan])
+    places = torch.cat([chunk.index for chunk in plan])
     together = Embeddings.cat([output.map(Tensor.detach) for output in outputs])
-    return together.select(torch.argsort(texts)).map(Tensor.requires_grad_)
+    return together.select(torch.argsort(places)).map(Tensor.requires_grad_)
 
 
 def _sides(embeddings: Embeddings, batch: TokenBatch) -> tuple[Embeddings, Embeddings]:
     """(queries, documents) as the relation counts them: chunks of a document that was read as a whole are documents."""
-    texts = torch.arange(len(embeddings)).split([len(batch.queries), len(batch.documents)])
+    texts = torch.arange(len(embeddings)).split([len(batch.queries.spans), len(batch.documents.spans)])
     queries, documents = (embeddings.select(side) for side in texts)
-    if batch.documents.span_offsets is not None:
-        return queries.apart(), documents.apart()
     return queries, documents
 
 

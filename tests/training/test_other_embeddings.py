@@ -63,7 +63,8 @@ def test_a_run_of_this_kind_is_trained_measured_and_exported(name, tmp_path):
     assert all(tensor.isfinite().all() for tensor in made.tensors())
 
 
-def test_a_run_on_documents_in_chunks(tmp_path):
+@pytest.mark.parametrize("pooling", ["mean", "multi_vector"])
+def test_a_run_on_documents_in_chunks(pooling, tmp_path):
     rows = [
         {"query": f"what of {i}", "chunks": [f"red {i}", f"blue stone {i}", f"{i} sky"], "answer": i % 3}
         for i in range(9)
@@ -76,6 +77,7 @@ def test_a_run_on_documents_in_chunks(tmp_path):
             *settings,
             "source@data.sources.chunks=chunked",
             f"data.sources.chunks.path={tmp_path / 'chunks.jsonl'}",
+            f"pooling={pooling}",
             "loss=insent",
             "evaluation.after=false",
             *FEW,
@@ -83,4 +85,4 @@ def test_a_run_on_documents_in_chunks(tmp_path):
     )
     validate(composed.config, composed.problems)
     train(composed.config)
-    assert load_encoder(tmp_path / "run").encode_chunks([["a", "b"]]).offsets.tolist() == [0, 2]
+    assert len(load_encoder(tmp_path / "run").encode_chunks([["a", "b"]])) == 2

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from embedtrain.backbones.bridge import BridgeBackbone
 from embedtrain.backbones.facts import head_facts
 from embedtrain.backbones.lm_head import LanguageModelHead
 from embedtrain.backbones.transformer import TransformerBackbone
@@ -86,11 +87,14 @@ def freeze_others(encoder: Encoder, patterns: Sequence[str]) -> None:
 
 
 def build_pooling(
-    node: Mapping[str, Any], backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase
+    node: Mapping[str, Any], backbone: TransformerBackbone | BridgeBackbone, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
     """A pooling head, told what it names of the backbone and its tokenizer. The language-model head is read where named."""
     offered = head_facts(backbone, tokenizer)
-    if "lm_head" in signature(str(node["_target_"]), allow=[str(node["_target_"]).partition(".")[0]]).parameters:
+    takes = signature(str(node["_target_"]), allow=[str(node["_target_"]).partition(".")[0]])
+    if isinstance(backbone, BridgeBackbone):
+        backbone.refuse_head(takes.name, takes.parameters)
+    elif "lm_head" in takes.parameters:
         offered["lm_head"] = LanguageModelHead(backbone)
     return build(node, **offered)
 

@@ -35,6 +35,7 @@ from typing import Any
 import yaml
 
 from embedtrain.config.compose import ROOT
+from embedtrain.config.models import models_of
 from embedtrain.errors import ConfigError
 
 LAUNCH = ROOT / "launch"
@@ -123,7 +124,7 @@ def estimate_memory(config: Mapping[str, Any], parameters: Any, tokens: float) -
     layer = (18 * p.hidden_size + 4 * p.inner_size) * width / 2
     per_token = p.layers * layer
     trained = 0 if training["max_steps"] == 0 else p.trainable
-    if config["backbone"].get("gradient_checkpointing"):
+    if _checkpoints(config):
         per_token = p.layers * p.hidden_size * width + layer
     return {
         "weights": p.bytes,
@@ -138,8 +139,13 @@ def flops_per_step(config: Mapping[str, Any], parameters: Any, tokens: float) ->
     training = config["training"]
     longest = max(config["encoder"]["max_query_length"], config["encoder"]["max_document_length"])
     forward = 2 * parameters.multiplied + 4 * parameters.layers * parameters.hidden_size * longest
-    recomputed = 1.0 if config["backbone"].get("gradient_checkpointing") else training["cached_share"]
+    recomputed = 1.0 if _checkpoints(config) else training["cached_share"]
     return tokens * (forward * (2 + recomputed) + 2 * parameters.multiplied_trainable)
+
+
+def _checkpoints(config: Mapping[str, Any]) -> bool:
+    """Whether layers are computed again in the backward; of a bridge those of its larger model, which is the last."""
+    return bool([*models_of(config["backbone"]).values()][-1].get("gradient_checkpointing"))
 
 
 def outlay(flops: float, steps: int | None, world: int, precision: str | None, hardware: Hardware | None) -> Outlay:

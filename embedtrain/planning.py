@@ -13,6 +13,7 @@ from torch import nn
 
 from embedtrain.assemble import build_encoder, build_sources
 from embedtrain.config.build import build
+from embedtrain.config.models import with_models
 from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
@@ -38,7 +39,7 @@ class Parameters:
     trainable: int
     bytes: int
     embedding_dim: int
-    layers: int
+    layers: int  # of a bridge: those of both models, in layers of the width of the second
     hidden_size: int
     inner_size: int
     multiplied: int  # weights that every token is multiplied with: all but rows of embedding tables
@@ -187,9 +188,12 @@ def make_plan(config: dict[str, Any], *, world: int, hardware: Hardware | None =
     """
     known = pinned(config["backbone"]["name"])
     with ExitStack() as stack:
-        if known is not None and known.config:
-            config = {**config, "backbone": {**config["backbone"], "name": stack.enter_context(stand_in(known))}}
-        return _plan(config, world, hardware)
+
+        def stood_in(node: Mapping[str, Any]) -> dict[str, str]:
+            known = pinned(node["name"])
+            return {"name": stack.enter_context(stand_in(known))} if known is not None and known.config else {}
+
+        return _plan({**config, "backbone": with_models(config["backbone"], stood_in)}, world, hardware)
 
 
 def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan:
@@ -272,7 +276,8 @@ def queries_per_step(training: Mapping[str, Any], world: int) -> int:
 def model_shapes(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, Teacher]]:
     """The encoder on the meta device, which is shapes without storage, and the teachers without weights."""
     with torch.device("meta"):
-        encoder = build_encoder({**config, "backbone": {**config["backbone"], "weights": "random"}})
+        backbone = with_models(config["backbone"], lambda _: {"weights": "random"})
+        encoder = build_encoder({**config, "backbone": backbone})
     return encoder, {name: _teacher(name, node) for name, node in config["teachers"].items() if node is not None}
 
 
@@ -298,7 +303,8 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     """Of an encoder and what it learns from."""
     encoder: Any = parts[0]
     known = list(nn.ModuleList(parts).parameters())
-    shape: Any = encoder.backbone.config
+    shapes: list[Any] = [half.config for half in getattr(encoder.backbone, "halves", (encoder.backbone,))]
+    shape = shapes[-1]
     tables = {id(m.weight) for part in parts for m in part.modules() if isinstance(m, nn.Embedding)}
     multiplied = [p for p in known if id(p) not in tables]
     return Parameters(
@@ -307,7 +313,7 @@ def count_parameters(*parts: nn.Module) -> Parameters:
         trainable=sum(p.numel() for p in known if p.requires_grad),
         bytes=sum(p.nbytes for p in known),
         embedding_dim=encoder.embedding_dim,
-        layers=shape.num_hidden_layers,
+        layers=round(sum(s.num_hidden_layers * s.hidden_size for s in shapes) / shape.hidden_size),
         hidden_size=shape.hidden_size,
         inner_size=getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size,
         multiplied=sum(p.numel() for p in multiplied),

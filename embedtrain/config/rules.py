@@ -11,6 +11,7 @@ from typing import Any
 
 from embedtrain.config.findings import Finding, Problem, Regret, Rule, kind_of
 from embedtrain.config.mining_rules import MINING_RULES
+from embedtrain.config.models import models_of
 
 # owner/name, and no file name
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.jsonl)(?<!\.gz)(?<!\.csv)(?<!\.tsv)(?<!\.parquet)")
@@ -268,14 +269,15 @@ def _paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def backbone(config: dict[str, Any], world: int) -> Iterator[Finding]:
-    if config["backbone"].get("trust_remote_code"):
-        yield Regret("backbone.trust_remote_code=true: Python code of the model's author will run on this machine.")
-    dtype = config["backbone"].get("dtype", "float32")
-    if dtype != "float32" and not config["backbone"].get("lora"):
-        yield Problem(
-            f"backbone.dtype={dtype} is for frozen weights, but without backbone.lora every weight trains, and small updates "
-            "are lost in it. Use float32 here and training.mixed_precision=bf16."
-        )
+    for key, model in models_of(config["backbone"]).items():
+        if model.get("trust_remote_code"):
+            yield Regret(f"{key}.trust_remote_code=true: Python code of the model's author will run on this machine.")
+        dtype = model.get("dtype", "float32")
+        if dtype != "float32" and not model.get("lora"):
+            yield Problem(
+                f"{key}.dtype={dtype} is for frozen weights, but without {key}.lora every weight trains, and small updates "
+                "are lost in it. Use float32 here and training.mixed_precision=bf16."
+            )
 
 
 def what_is_learned(config: dict[str, Any], world: int) -> Iterator[Finding]:

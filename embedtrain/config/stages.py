@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
+from embedtrain.config.models import models_of
+
 # Keys of the whole run, which a stage shares with all others.
 SHARED = ("card", "run", "export", "trackers", "allow_targets", "stages")
 # One model goes through all stages. Everything else of an encoder may change on the way.
@@ -62,13 +64,14 @@ def stage_problems(config: dict[str, Any]) -> Iterator[str]:
         for key in SHARED:
             if key in node:
                 yield f"stages.{name}.{key}: belongs to the whole run; set {key} there."
-        backbone = node.get("backbone") or {}
-        for key in SAME_MODEL:
-            if key in backbone and backbone[key] != config["backbone"].get(key):
-                yield (
-                    f"stages.{name}.backbone.{key}={backbone[key]!r}: one model goes through all stages, each starting from the "
-                    f"weights of the one before. Set backbone.{key} for the run, or train another run on the exported model."
-                )
+        for place, model in models_of(config["backbone"]).items():
+            asked = _at(node, place)
+            for key in SAME_MODEL:
+                if key in asked and asked[key] != model.get(key):
+                    yield (
+                        f"stages.{name}.{place}.{key}={asked[key]!r}: one model goes through all stages, each starting from the "
+                        f"weights of the one before. Set {place}.{key} for the run, or train another run on the exported model."
+                    )
         training = node.get("training") or {}
         if (
             training.get("mixed_precision", config["training"]["mixed_precision"])
@@ -84,9 +87,17 @@ def stage_regrets(config: dict[str, Any]) -> Iterator[str]:
     """What works, and may be regretted."""
     configs = stage_configs(config)
     for name, settings in list(configs.items())[:-1]:
-        dtype = settings["backbone"].get("dtype", "float32")
-        if settings["backbone"].get("lora") and dtype != "float32":
-            yield (
-                f"stages.{name}.backbone.dtype={dtype}: at its end the adapters are added to weights in {dtype}, which "
-                "rounds what they learned. backbone.dtype=float32 keeps it."
-            )
+        for place, model in models_of(settings["backbone"]).items():
+            dtype = model.get("dtype", "float32")
+            if model.get("lora") and dtype != "float32":
+                yield (
+                    f"stages.{name}.{place}.dtype={dtype}: at its end the adapters are added to weights in {dtype}, which "
+                    f"rounds what they learned. {place}.dtype=float32 keeps it."
+                )
+
+
+def _at(node: dict[str, Any], place: str) -> dict[str, Any]:
+    """What a stage says at a dotted key; nothing where it says nothing."""
+    for key in place.split("."):
+        node = node.get(key) or {}
+    return node

@@ -83,7 +83,7 @@ def with_facts_of(encoder: Encoder, record: RunRecord, *, similarity: str | None
     model = encoder.backbone.hf_model
     known = RunRecord(
         base_model=encoder.backbone.name,  # type: ignore[arg-type]
-        architecture=type(model).__name__,
+        architecture=getattr(encoder.backbone, "architecture", type(model).__name__),
         attention=encoder.backbone.direction,  # type: ignore[arg-type]
         pooling=type(encoder.pooling).__name__.removesuffix("Pooling"),
         pool_prompt=tokenizer.prompts.pool_prompt if any(tokenizer.prompts.templates.values()) else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from embedtrain.assemble import build_encoder, build_sources, build_teachers
 from embedtrain.config.compose import load_saved
+from embedtrain.config.models import model_name
 from embedtrain.config.stages import stage_configs
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
@@ -33,7 +34,7 @@ def export_run(run_dir: Path, folder: Path | None = None) -> ExportReport:
     stage = "" if stage_dir == run_dir else f"stage {stage_dir.name}, "
     record = RunRecord(
         name=f"{config['run']['name']}, {stage}step {checkpoint.step}",
-        base_model=str(config["backbone"]["name"]).removeprefix("package://"),
+        base_model=model_name(config["backbone"]),
     )
     return export(encoder, folder or run_dir / "model", probes=[], record=record)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from embedtrain.config.models import model_name
 from embedtrain.config.stages import stage_configs
 from embedtrain.data.loader import StepLoader
 from embedtrain.evaluation.result import EvaluationResult
@@ -39,7 +40,7 @@ def run_record(
     mixture = loader.sampler.mixture
     return RunRecord(
         name=config["run"]["name"],
-        base_model=str(config["backbone"]["name"]).removeprefix("package://"),
+        base_model=model_name(config["backbone"]),
         sources=tuple(
             SourceRecord(name=name, rows=int(rows), weight=float(share))
             for name, rows, share in zip(mixture.names, mixture.sizes, mixture.shares, strict=True)

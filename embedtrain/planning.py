@@ -15,6 +15,7 @@ from embedtrain.assemble import build_encoder, build_sources
 from embedtrain.config.build import build
 from embedtrain.config.models import with_models
 from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
+from embedtrain.data.describe import describe_parts, equal_parts
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.outlook import Pool, ToMine, pools_of, some_rows
@@ -117,6 +118,7 @@ class Plan:
     published: Published | None = None  # what the recipe's publication says of the same model
     outlay: Outlay | None = None
     sources: dict[str, SourcePlan] = field(default_factory=dict)  # where batches are of one source, each
+    parts: str | None = None  # where batches are of some of the sources, of how many
     neighbourhoods: str | None = None  # of what batches are neighbourhoods, and how large those are
     unknown: list[str] = field(default_factory=list)
 
@@ -158,6 +160,8 @@ class Plan:
         text.append(f"tokens per step    at most {self.tokens_per_step:,}")
         if len(self.sources) > 1:
             text += [f"  {name:<16} {source.line()}" for name, source in self.sources.items()]
+        if self.parts is not None:
+            text.append(f"sources            {self.parts}")
         if self.neighbourhoods is not None:
             text.append(f"neighbourhoods     {self.neighbourhoods}")
         if self.memory is not None:
@@ -253,9 +257,17 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan
         if parameters
         else None,
         sources={pool.source: plan for pool, plan in zip(pools, planned, strict=True) if pool.source is not None},
+        parts=_parts(data["sources_per_batch"], per_step, sampler),
         neighbourhoods=describe_clusters(config, sampler) if sampler else None,
         unknown=unknown,
     )
+
+
+def _parts(sources_per_batch: int, queries: int, sampler: Sampler | None) -> str | None:
+    """Where a batch is of some of the sources, of how many; None where it is of one, or of all."""
+    if sources_per_batch == 1:
+        return None
+    return equal_parts(sources_per_batch, queries) if sampler is None else describe_parts(sampler)
 
 
 def to_mine(config: Mapping[str, Any]) -> ToMine | None:

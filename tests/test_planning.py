@@ -205,6 +205,16 @@ def test_a_blended_batch_is_planned_in_the_proportions_of_an_epoch(good: list[st
     assert plan.negatives.hard == pytest.approx(2 * 50 / 80)
 
 
+def test_a_batch_of_several_sources_is_planned_with_the_longest_of_them(good: list[str], tmp_path: Path) -> None:
+    overrides = ("data.sources_per_batch=2", "data.sources.sts.batch_size=null")
+    plan = make_plan(config(two_sources(good, tmp_path), *overrides), world=1)
+    assert plan.sources == {}
+    assert plan.steps_per_epoch == 5  # 6 parts of pairs and 4 of sts, 8 rows each
+    assert plan.tokens_per_step == round(16 * ((10 + 3 * 100) + (20 + 30)) / 2)
+    told = "(pairs is more than 1/2 of all: 1 of its 6 parts share a batch with another of its own)"
+    assert f"sources            2 in each batch, 8 queries of each {told}" in plan.lines()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

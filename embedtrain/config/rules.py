@@ -165,6 +165,33 @@ def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
         )
 
 
+def equal_parts(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """A batch of several sources is cut into as many parts. How many sources there are is known with the data."""
+    data, batch = config["data"], config["training"]["global_batch_size"]
+    key = f"data.sources_per_batch={data['sources_per_batch']}"
+    if data["sources_per_batch"] == 1:
+        return
+    if data["batching"] == "blended":
+        yield Problem(
+            f"{key}: with data.batching=blended a batch is of all sources. Set data.batching=one_source, or "
+            "data.sources_per_batch=1."
+        )
+    if batch and batch % data["sources_per_batch"]:
+        yield Problem(f"{key} does not divide training.global_batch_size={batch}: each source brings an equal part.")
+    for name, node in sources_of(config).items():
+        for setting in ("batch_size", "texts_per_label"):
+            if node.get(setting) is not None:
+                yield Problem(
+                    f"data.sources.{name}.{setting}={node[setting]}: with {key} a batch is of several sources. Set "
+                    "data.sources_per_batch=1, or this to null."
+                )
+    if data["neighbourhoods"]:
+        yield Problem(
+            f"data.neighbourhoods: with {key} a batch is of several sources, and clusters are of one. Set "
+            "data.sources_per_batch=1, or data.neighbourhoods to null."
+        )
+
+
 def source_batches(config: dict[str, Any], world: int) -> Iterator[Finding]:
     """A batch of a source is shared by micro-batches and ranks as any other, and holds whole classes where that is asked."""
     training = config["training"]
@@ -428,6 +455,7 @@ RULES: tuple[Rule, ...] = (
     candidates,
     accumulation,
     sources,
+    equal_parts,
     source_batches,
     source_lengths,
     graded,

@@ -107,6 +107,9 @@ class DataConfig:
         "one_source: all queries of a batch come from one source; blended: each batch holds all sources in proportion.",
         choices=("one_source", "blended"),
     )
+    sources_per_batch: int = setting(
+        1, "With one_source: sources that fill a batch, an equal part of each and different ones.", at_least=1
+    )
     exponent: float = setting(
         1.0, "A source is drawn in proportion to weight * rows ** exponent; 0 draws all alike.", at_least=0, at_most=1
     )

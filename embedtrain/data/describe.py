@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from embedtrain.data.draws import Ints
+from embedtrain.data.parts import crowded
 from embedtrain.data.sampling import Sampler
 
 
@@ -12,7 +15,6 @@ def describe(sampler: Sampler) -> str:
     Passes are how often an epoch goes through the source; below 1 the next epoch goes on where this one stopped.
     """
     mixture = sampler.mixture
-    one_source = mixture.batching == "one_source"
     total = int(sampler.quotas.sum())
     sizes = sorted(set(sampler.batch_sizes))
     epoch = (
@@ -21,11 +23,11 @@ def describe(sampler: Sampler) -> str:
     if len(mixture.names) == 1:
         index = mixture.indexes[0]
         return f"{mixture.names[0]}: {len(index):,} rows, {epoch}; of each row {_brought(0, sampler)}"
-    lines = [f"{len(mixture.names)} sources, {mixture.batching}: {epoch}"]
+    lines = [f"{len(mixture.names)} sources, {describe_parts(sampler) or mixture.batching}: {epoch}"]
     width = max(map(len, mixture.names))
     for number, (name, index) in enumerate(zip(mixture.names, mixture.indexes, strict=True)):
         quota = int(sampler.quotas[number])
-        passes = quota / (sampler.batches_per_pass(number) if one_source else len(index))
+        passes = quota / (sampler.batches_per_pass(number) if sampler.has_one_source else len(index))
         lines.append(
             f"  {name:<{width}}  {len(index):,} rows, weight {mixture.weights[number]:g}, share {quota / total:.1%}, "
             f"{quota:,} {_unit(number, sampler)} per epoch ({passes:.2f} passes), {_brought(number, sampler)}"
@@ -33,9 +35,29 @@ def describe(sampler: Sampler) -> str:
     return "\n".join(lines)
 
 
+def equal_parts(sources_per_batch: int, queries: int) -> str:
+    return f"{sources_per_batch} in each batch, {queries // sources_per_batch:,} queries of each"
+
+
+def describe_parts(sampler: Sampler) -> str:
+    """Of how many sources a batch is, and which of them have too many rows for that; "" where it is of one, or of all."""
+    if not sampler.is_of_parts:
+        return ""
+    n, batches = sampler.sources_per_batch, sampler.parts_of_batches.size
+    parts = np.array([part.size for part in sampler.parts])
+    said = equal_parts(n, sampler.global_batch_size)
+    for number, count in enumerate(crowded(parts, batches)):
+        if count:
+            said += (
+                f" ({sampler.mixture.names[number]} is more than 1/{n} of all: {count:,} of its {parts[number]:,} parts share a "
+                "batch with another of its own)"
+            )
+    return said
+
+
 def _unit(source: int, sampler: Sampler) -> str:
     """What an epoch takes of a source; the size of batches where sources differ in it."""
-    if sampler.mixture.batching == "blended":
+    if not sampler.has_one_source:
         return "rows"
     return "batches" if len(set(sampler.batch_sizes)) == 1 else f"batches of {sampler.batch_sizes[source]:,}"
 

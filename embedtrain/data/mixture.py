@@ -4,9 +4,10 @@
     share                weight / sum of the weights: its part of the queries of an epoch
 
 An epoch has as many steps as all rows together make. With `one_source` batches a global batch, across all ranks, comes from
-one source, so that its in-batch negatives are of its kind; with `blended` every batch is drawn from all. A source that is
-smaller than its share is gone through again in a new order; one that is larger goes on in the next epoch where it stopped, so
-that no row is starved. With default weights and exponent 1, each row comes once in each epoch.
+one source, so that its in-batch negatives are of its kind (with `sources_per_batch` of several, an equal part of each); with
+`blended` every batch is drawn from all. A source that is smaller than its share is gone through again in a new order; one that
+is larger goes on in the next epoch where it stopped, so that no row is starved. With default weights and exponent 1, each row
+comes once in each epoch.
 
 A step's loss is the mean over its queries, whatever its batch size. So where sources have batch sizes of their own, a query of
 a source with smaller batches weighs more: steps count alike, queries do not.

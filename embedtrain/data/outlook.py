@@ -44,7 +44,7 @@ class ToMine:
 def pools_of(
     sampler: Sampler, lengths: Mapping[str, Any], examples: Sequence[TrainingExample], mined: ToMine | None = None
 ) -> list[Pool]:
-    """One for each source, or one where batches are blended, in the proportions of an epoch. `lengths`: config.encoder."""
+    """One for each source, or one where batches are of several, in the proportions of an epoch. `lengths`: config.encoder."""
     pools = []
     for number, (name, source) in enumerate(sampler.mixture.sources.items()):
         seen = [example for example in examples if example.source == name]
@@ -62,12 +62,15 @@ def pools_of(
                 tokens=longest["query"] + (positives + hard) * longest["document"],
             )
         )
-    return pools if sampler.mixture.batching == "one_source" else [_blended(pools, sampler)]
+    return pools if sampler.has_one_source else [_together(pools, sampler)]
 
 
-def _blended(pools: Sequence[Pool], sampler: Sampler) -> Pool:
+def _together(pools: Sequence[Pool], sampler: Sampler) -> Pool:
     parts = sampler.quotas / sampler.quotas.sum()
     mean = {name: float(parts @ [getattr(pool, name) for pool in pools]) for name in ("positives", "hard", "tokens")}
+    if sampler.is_of_parts:  # a batch may be of the sources with the longest texts
+        longest = sorted(pool.tokens for pool in pools)[-sampler.sources_per_batch :]
+        mean["tokens"] = sum(longest) / len(longest)
     rows = sum(pool.rows for pool in pools)
     return Pool(None, rows, sampler.steps_per_epoch, sampler.global_batch_size, **mean)
 

@@ -8,6 +8,7 @@ to ask for a later step. The plan of an epoch:
    several rows of each of its classes (`grouping.py`), or rows that are alike (`neighbourhoods.py`).
 2. `one_source`: an epoch takes the next batches of each source, as many as its share says, and shuffles them together.
    `blended`: it takes the next rows of each source, and spreads them all over batches in the same way.
+   `sources_per_batch` above 1: it cuts the next rows of each source into parts, and deals those out (`parts.py`).
 3. A tail smaller than half a batch joins the batch before it; a larger one is a batch of its own.
 """
 
@@ -25,7 +26,8 @@ from embedtrain.data.draws import Ints, draw
 from embedtrain.data.grouping import grouped
 from embedtrain.data.index import SourceIndex
 from embedtrain.data.mixture import Mixture
-from embedtrain.data.neighbourhoods import neighbourhoods
+from embedtrain.data.neighbourhoods import _apart, neighbourhoods
+from embedtrain.data.parts import NO_BATCH, check_parts, deal_parts, interleave
 from embedtrain.data.spread import RowKeys, count_meeting, spread
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.types import NO_LABEL, text_id
@@ -76,6 +78,7 @@ class Sampler:
     num_positives       positives drawn for a query at each visit (None = all)
     num_negatives       hard negatives likewise
     drop_last           leave out the tail of each pass (a different one each time)
+    sources_per_batch   sources that fill a batch, an equal part of each; 1 leaves it to `mixture.batching`
     clusters            of each row of some sources [R], by source, numbered so that near numbers are near clusters: batches of
                         such a source are neighbourhoods
 
@@ -91,6 +94,7 @@ class Sampler:
         num_positives: int | None = 1,
         num_negatives: int | None = None,
         drop_last: bool = False,
+        sources_per_batch: int = 1,
         clusters: Mapping[str, Ints] | None = None,
     ) -> None:
         _check_numbers(global_batch_size, num_positives, num_negatives)
@@ -99,17 +103,21 @@ class Sampler:
         self.seed = seed
         self.global_batch_size = global_batch_size
         self.drop_last = drop_last
+        self.sources_per_batch = sources_per_batch
         # Of each source:
         self.batch_sizes = [_or(source.batch_size, global_batch_size) for source in sources]
         self.num_positives = [_or(source.num_positives, num_positives) for source in sources]
         self.num_negatives = [_or(source.num_negatives, num_negatives) for source in sources]
         self.texts_per_label = [source.texts_per_label for source in sources]
         self.clusters = {name: np.asarray(of_rows, dtype=np.int64) for name, of_rows in (clusters or {}).items()}
+        if self.is_of_parts:
+            check_parts(mixture, sources_per_batch, global_batch_size, self.clusters)
         self._check_batches()
         self._pass_sizes = [
             batch_sizes(int(rows), batch, drop_last)
             for rows, batch in zip(mixture.sizes, self.batch_sizes, strict=True)
         ]
+        self.parts = self._parts() if self.is_of_parts else []
         self.quotas = self._quotas()
         self._pass = lru_cache(maxsize=2 * len(mixture.names))(self._plan_pass)  # the pass at hand and the one after it
         self.epoch = lru_cache(maxsize=1)(self._plan_epoch)
@@ -117,14 +125,33 @@ class Sampler:
     @property
     def steps_per_epoch(self) -> int:
         """The same for every epoch."""
-        if self.mixture.batching == "one_source":
+        if self.is_of_parts:
+            return self.parts_of_batches.size
+        if self.has_one_source:
             return int(self.quotas.sum())
         return batch_sizes(int(self.quotas.sum()), self.global_batch_size, self.drop_last).size
 
     @property
+    def is_of_parts(self) -> bool:
+        """Whether a batch is of several sources, an equal part of each."""
+        return self.sources_per_batch > 1
+
+    @property
+    def has_one_source(self) -> bool:
+        """Whether all queries of a batch are of one source."""
+        return self.mixture.batching == "one_source" and not self.is_of_parts
+
+    @property
+    def parts_of_batches(self) -> Ints:
+        """Parts of each batch of an epoch, before they are shuffled."""
+        return batch_sizes(sum(part.size for part in self.parts), self.sources_per_batch, self.drop_last)
+
+    @property
     def smallest_batch(self) -> tuple[int, str]:
         """Rows of the smallest batch that any epoch can hold, and its source, "" where batches are of several."""
-        if self.mixture.batching == "one_source":
+        if self.is_of_parts:
+            return int(np.sort(np.concatenate(self.parts))[: self.parts_of_batches.min()].sum()), ""
+        if self.has_one_source:
             return min(
                 (int(sizes.min()), name) for name, sizes in zip(self.mixture.names, self._pass_sizes, strict=True)
             )
@@ -151,15 +178,29 @@ class Sampler:
         return {name: value for name, value in self.__dict__.items() if name not in ("_pass", "epoch", "clusters")}
 
     def _quotas(self) -> Ints:
-        """Batches, or rows where batches are blended, of each source in an epoch."""
+        """Batches, or rows where batches are of several sources, of each source in an epoch."""
+        if self.is_of_parts:
+            return np.array([part.sum() for part in self.parts], dtype=np.int64)
         if self.mixture.batching == "blended":
             return self.mixture.allot(self.mixture.sizes, np.ones_like(self.mixture.sizes))
         return self.mixture.allot(
             np.array([sizes.size for sizes in self._pass_sizes], dtype=np.int64), np.array(self.batch_sizes)
         )
 
+    def _parts(self) -> list[Ints]:
+        """Rows of each part of each source in an epoch."""
+        rows = self.global_batch_size // self.sources_per_batch
+        natural = [batch_sizes(int(size), rows, self.drop_last) for size in self.mixture.sizes]
+        if self.mixture.by_size:
+            return natural
+        whole = np.minimum(self.mixture.sizes, rows)
+        quotas = self.mixture.allot(np.array([part.size for part in natural], dtype=np.int64), whole)
+        return [np.full(quota, size) for quota, size in zip(quotas, whole, strict=True)]
+
     def _plan_epoch(self, epoch: int) -> EpochPlan:
-        return self._one_source(epoch) if self.mixture.batching == "one_source" else self._blended(epoch)
+        if self.is_of_parts:
+            return self._of_parts(epoch)
+        return self._one_source(epoch) if self.has_one_source else self._blended(epoch)
 
     def _one_source(self, epoch: int) -> EpochPlan:
         batches: list[Rows] = []
@@ -181,6 +222,18 @@ class Sampler:
         sizes = batch_sizes(len(pool), self.global_batch_size, self.drop_last)
         order, meeting = spread(self._keys(pool), sizes, self._generator("blended", epoch))
         return EpochPlan(pool[order], _offsets(sizes), meeting)
+
+    def _of_parts(self, epoch: int) -> EpochPlan:
+        generator = self._generator("parts", epoch)
+        pool = Rows.cat([self._next_rows(source, epoch) for source in range(len(self.quotas))])
+        batches, rows = deal_parts(self.parts, self.parts_of_batches, self.sources_per_batch, generator)
+        batch = np.repeat(batches, rows)
+        order = np.argsort(batch, kind="stable")[np.count_nonzero(batch == NO_BATCH) :]
+        batch = batch[order]
+        sizes, keys = np.bincount(batch), self._keys(pool)
+        order = _apart(pool.source[order], keys, order, sizes, generator)
+        order = order[interleave(batch, pool.source[order])]
+        return EpochPlan(pool[order], _offsets(sizes), count_meeting(keys, order, sizes))
 
     def _next_rows(self, source: int, epoch: int) -> Rows:
         """The rows that this epoch takes from a source, going on where the last epoch stopped."""
@@ -257,16 +310,18 @@ class Sampler:
         return RowKeys.of(np.concatenate(ids)[by_row], np.bincount(owner, minlength=len(rows)))
 
     def _check_batches(self) -> None:
-        """That each source fills a batch where it must, and has the classes that its batches ask for."""
+        """That each source fills a batch, or its part of one, where it must, and has the classes that its batches ask for."""
         one_source = self.mixture.batching == "one_source"
         for number, (name, per_label) in enumerate(zip(self.mixture.names, self.texts_per_label, strict=True)):
             if per_label is not None:
                 _check_classes(name, self.batch_sizes[number], per_label, self.mixture.indexes[number])
             if name in self.clusters:
                 _check_clusters(name, self.clusters[name], int(self.mixture.sizes[number]), per_label, one_source)
+        what = "parts" if self.is_of_parts else "batches"
+        filled = [batch // self.sources_per_batch for batch in self.batch_sizes]
         short = [
-            f"{name} ({rows} rows, batches of {batch})"
-            for name, rows, batch in zip(self.mixture.names, self.mixture.sizes, self.batch_sizes, strict=True)
+            f"{name} ({rows} rows, {what} of {batch})"
+            for name, rows, batch in zip(self.mixture.names, self.mixture.sizes, filled, strict=True)
             if rows < batch and one_source
         ]
         if self.drop_last and (short or self.mixture.sizes.sum() < min(self.batch_sizes)):

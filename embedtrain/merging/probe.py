@@ -35,6 +35,7 @@ def probe_batches(
         global_batch_size=batch_size,
         num_positives=data["num_positives"],
         num_negatives=data["num_negatives"],
+        sources_per_batch=data["sources_per_batch"],
     )
     loader = StepLoader(sampler=sampler, tokenizer=encoder.tokenizer, num_workers=0)
     return list(chain.from_iterable(loader.steps(0, min(len(loader), math.ceil(samples / batch_size)))))

@@ -62,6 +62,7 @@ def build_loader(
         num_positives=data["num_positives"],
         num_negatives=data["num_negatives"],
         drop_last=data["drop_last"],
+        sources_per_batch=data["sources_per_batch"],
         clusters=find_clusters(config, mixture, encoder),
     )
     if distributed.is_main():

@@ -104,6 +104,21 @@ CLASSES = ("source@data.sources.cls=labeled_texts", "data.sources.cls.path=${dat
             "data.sources.pairs.batch_size=4: with data.batching=blended a batch is of all sources",
         ),
         (
+            ("data.sources_per_batch=2", "data.batching=blended", "data.sources.pairs.batch_size=4"),
+            1,
+            "data.sources_per_batch=2: with data.batching=blended a batch is of all sources",
+        ),
+        (
+            ("data.sources_per_batch=2", "data.sources.pairs.texts_per_label=2"),
+            1,
+            "data.sources.pairs.texts_per_label=2: with data.sources_per_batch=2 a batch is of several sources",
+        ),
+        (
+            ("data.sources_per_batch=3",),
+            1,
+            "data.sources_per_batch=3 does not divide training.global_batch_size=8: each source brings an equal part",
+        ),
+        (
             ("data.sources.pairs.texts_per_label=3",),
             1,
             "data.sources.pairs.texts_per_label=3: batches of this source have 8 queries, which is not 2 or more classes of 3",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from embedtrain.data.chunking import chunks
+from embedtrain.data.context import choose, undivided
 from embedtrain.data.late_chunking import encode_chunks
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.errors import ConfigError
@@ -93,6 +94,16 @@ class Encoder(nn.Module):
         return self.embedding_dim * (self.tokenizer.max_length["document"] if self.multi_vector else 1)
 
     @property
+    def num_context(self) -> int:
+        """Documents whose vectors are read in front of each text (`backbones/contextual.py`); 0 for every other backbone."""
+        return getattr(self.backbone, "num_context", 0)
+
+    @property
+    def tokens_in_front(self) -> int:
+        """What is read in front of the tokens of each text."""
+        return getattr(self.backbone, "tokens_in_front", 0)
+
+    @property
     def view_names(self) -> tuple[str, ...]:
         """Every view that `forward` makes."""
         return (*self.views, *(f"layer_{layer}" for layer in self.layers))
@@ -116,10 +127,39 @@ class Encoder(nn.Module):
                 )
         self.layers = tuple(sorted(set(layers)))
 
-    def forward(self, tokens: RaggedTokens, *, views: bool = True) -> Embeddings:
+    def encode_context(self, tokens: RaggedTokens) -> Embeddings:
+        """Vectors of context documents [N, H], for `forward`; with gradient where gradients are on."""
+        return Embeddings(self.backbone.encode_context(tokens.to(self.device)), normalized=False)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def set_context(
+        self, documents: Sequence[str] | None, *, source: str | None = None, chunk_tokens: int | None = None
+    ) -> None:
+        """From now on texts are read behind `num_context` of these documents, the same for the same list; None: behind none.
+
+        Of the corpus that is searched, with the prompts of `source`. Where there are too few, they come again in turn. An encoder
+        that reads no context is left as it is.
+        """
+        backbone: Any = self.backbone
+        if not self.num_context:
+            return
+        if not documents:
+            backbone.context = None
+            return
+        half = self.encode_dtype
+        chosen, places = choose(len(documents), self.num_context, seed=0).unique(return_inverse=True)
+        with evaluating(self), nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
+            tokens, _ = self.tokenizer.encode([documents[i] for i in chosen.tolist()], role="document", source=source)
+            tokens = undivided(tokens)
+            parts = list(chunks(tokens.lengths, self._chunk_tokens(chunk_tokens)))
+            found = torch.cat([self.encode_context(tokens.select(index)).values for index in parts])
+        backbone.context = found[torch.argsort(torch.cat(parts))[places].to(found.device)]
+
+    def forward(self, tokens: RaggedTokens, *, views: bool = True, context: Tensor | None = None) -> Embeddings:
         """Embeddings [N, E] in fp32, with gradient where gradients are on. The caller decides about autocast.
 
         views: make the views too; without them the embedding alone, which may be much cheaper.
+        context: vectors of `encode_context` [num_context, H] that are read in front of each text; None: those of `set_context`.
         """
         tokens = tokens.to(self.device)
         heads = [self.pooling, *(self.views.values() if views else ())]
@@ -132,6 +172,8 @@ class Encoder(nn.Module):
         if isinstance(self.pooling, LearnedTokensPooling):
             model: Any = self.backbone.hf_model
             options["inputs"] = self.pooling.inputs(tokens.ids, model.get_input_embeddings())
+        if context is not None:
+            options["context"] = context
         found = self.backbone(tokens, **options)
         hidden = list(found) if any(wanted.values()) else [found]
         routing = hidden.pop() if wanted["routing"] else None
@@ -243,7 +285,7 @@ class Encoder(nn.Module):
         parts, order = [], []
         with evaluating(self), nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
             tokens = encode_chunks(self.tokenizer, documents, source=source)
-            for index in chunks(tokens.lengths, self._chunk_tokens(chunk_tokens)):
+            for index in chunks(tokens.lengths + self.tokens_in_front, self._chunk_tokens(chunk_tokens)):
                 parts.append(self(tokens.select(index), views=False).map(Tensor.cpu))
                 order.append(tokens.spans_of(index))
         return Embeddings.cat(parts).select(torch.argsort(torch.cat(order)))
@@ -275,7 +317,7 @@ class Encoder(nn.Module):
                     source=source,
                     instructions=None if instructions is None else instructions[block],
                 )
-                for index in chunks(tokens.lengths, self._chunk_tokens(chunk_tokens)):
+                for index in chunks(tokens.lengths + self.tokens_in_front, self._chunk_tokens(chunk_tokens)):
                     yield start + index, self(tokens.select(index), views=views).map(Tensor.cpu)
                     progress.update(index.numel())
 

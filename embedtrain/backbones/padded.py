@@ -18,10 +18,15 @@ from embedtrain.backbones.routing import routing_weights
 
 
 def padded_states(
-    model: PreTrainedModel, read: Tensor, layout: RaggedLayout, options: Mapping[str, Any]
+    model: PreTrainedModel,
+    read: Tensor,
+    layout: RaggedLayout,
+    options: Mapping[str, Any],
+    positions: Tensor | None = None,
 ) -> list[Tensor]:
     """Hidden states [S, H] of flat ids [S] or input vectors [S, H]; with `output_hidden_states` those of every layer.
 
+    positions: ids of them [S], where the model's own, in order, are not what is wanted.
     With `output_router_logits` the routing weights [S, R] come last.
     """
     device = read.device
@@ -34,6 +39,8 @@ def padded_states(
         }
     else:
         padded = {"inputs_embeds": read.new_zeros(*mask.shape, read.shape[1]).index_put((mask,), read)}
+    if positions is not None:
+        padded["position_ids"] = positions.new_zeros(mask.shape).masked_scatter(mask, positions)
     output = model(**padded, attention_mask=mask.long(), **options)
     states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
     found = [state[mask] for state in states]

@@ -152,30 +152,44 @@ class TransformerBackbone(nn.Module):
         return final_norm(self.hf_model)(states)
 
     def _states(
-        self, tokens: RaggedTokens, *, all_layers: bool = False, routing: bool = False, inputs: Tensor | None = None
+        self,
+        tokens: RaggedTokens,
+        *,
+        all_layers: bool = False,
+        routing: bool = False,
+        inputs: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> list[Tensor]:
+        """`positions` [S], CPU, of each token in place of 0, 1, 2, ... in each text."""
         wanted = {"output_hidden_states": all_layers, "output_router_logits": routing}
         options = {name: True for name, is_wanted in wanted.items() if is_wanted}
         layout = RaggedLayout(tuple(tokens.lengths.tolist()))
-        refuse_longer(layout.longest, self.longest_text, self.name)
+        if positions is None:
+            refuse_longer(layout.longest, self.longest_text, self.name)
         if len(layout.groups) == len(set(layout.lengths)):  # as chunks come: equal lengths are neighbours
-            return self._run(tokens.ids if inputs is None else inputs, layout, options)
+            return self._run(tokens.ids if inputs is None else inputs, layout, options, positions)
         order = torch.argsort(tokens.lengths, descending=True, stable=True)
         grouped = tokens.select(order)
         flat = RaggedTokens(torch.arange(tokens.num_tokens), tokens.offsets, tokens.spans).select(order).ids
+        positions = None if positions is None else positions[flat]
         flat = flat.to(tokens.ids.device)
         layout = RaggedLayout(tuple(grouped.lengths.tolist()))
-        states = self._run(grouped.ids if inputs is None else inputs[flat], layout, options)
+        states = self._run(grouped.ids if inputs is None else inputs[flat], layout, options, positions)
         back = torch.argsort(flat)
         return [state[back] for state in states]
 
-    def _run(self, read: Tensor, layout: RaggedLayout, options: dict[str, bool]) -> list[Tensor]:
+    def _run(
+        self, read: Tensor, layout: RaggedLayout, options: dict[str, bool], positions: Tensor | None = None
+    ) -> list[Tensor]:
         """`read`: token ids [S] or vectors [S, H]."""
         if "use_cache" in self._accepts:
             options = {**options, "use_cache": False}
+        if positions is not None:
+            positions = positions.to(read.device, non_blocking=True) + self._first_position
         if self._kernel == "padded":
-            return padded_states(self.hf_model, read, layout, options)
-        positions = layout.positions(read.device) + self._first_position
+            return padded_states(self.hf_model, read, layout, options, positions)
+        if positions is None:
+            positions = layout.positions(read.device) + self._first_position
         output = self.hf_model(
             **{"input_ids" if read.ndim == 1 else "inputs_embeds": read.unsqueeze(0)},
             # All ones, so that transformers does not take restarting positions for its own kind of packing.

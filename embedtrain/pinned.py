@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+import embedtrain.backbones.own_models  # noqa: F401  (families that transformers does not have)
 from embedtrain.config.compose import ROOT
 from embedtrain.errors import ConfigError
 

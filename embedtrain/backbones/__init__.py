@@ -2,9 +2,11 @@
 
 transformer.py        TransformerBackbone: any transformers model by name; start here
 loading.py            reading a model, and saying what a folder lacks     locate.py  models inside Python packages
+alibi_bert.py         BERT without positions (JinaBERT)  own_models.py  where transformers finds it
 published/            models whose code is their own, expressed by transformers; adapters
 ragged.py             where texts lie in the flat run; what a query may see
 positions.py          where position ids start, and how many there are
+position_bias.py      what is added to scores by position alone
 attention.py          the attention that transformers calls for us, and which kernel it picks
 grouped_attention.py  the kernel on a CPU                padded_attention.py  the fallback on accelerators
 padded.py             the adapter for models that have no ragged path

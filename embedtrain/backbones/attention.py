@@ -7,12 +7,14 @@
     2. calls `ragged_attention` in each layer with flat queries, keys and values of all texts.
 
 Kernels by device: CPU -> `grouped_attention`; CUDA -> `torch.nn.attention.varlen` (flash attention, fp16 and bf16, no
-dropout); everything else -> `padded_attention`.
+dropout, no bias by position); everything else -> `padded_attention`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -24,7 +26,10 @@ from transformers.modeling_utils import AttentionInterface
 
 from embedtrain.backbones.grouped_attention import grouped_attention
 from embedtrain.backbones.padded_attention import padded_attention
+from embedtrain.backbones.position_bias import Alibi, PositionBias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
+
+log = logging.getLogger(__name__)
 
 _varlen: ModuleType | None
 try:
@@ -57,9 +62,13 @@ def ragged_attention(
     layout: RaggedLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    alibi_slopes: tuple[float, ...] | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: query `[1, heads, S, d]`, key and value `[1, kv_heads, S, d]` -> `[1, S, heads, d]`."""
+    """transformers' attention signature: query `[1, heads, S, d]`, key and value `[1, kv_heads, S, d]` -> `[1, S, heads, d]`.
+
+    alibi_slopes: of each head, from a model that has them (`alibi_bert.py`).
+    """
     for name in _UNSUPPORTED:
         if extra.get(name) is not None:
             raise UnsupportedByRaggedKernel(f"its attention uses {name}")
@@ -67,20 +76,29 @@ def ragged_attention(
         raise UnsupportedByRaggedKernel("it does not pass keyword arguments on to its attention")
     if not isinstance(attention_mask, Visibility):
         raise UnsupportedByRaggedKernel("it makes its attention mask by itself")
-    kernel = _kernel_for(query, dropout)
+    bias = None if alibi_slopes is None else Alibi(alibi_slopes)
+    kernel = _kernel_for(query, dropout, bias)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = kernel(query[0], key[0], value[0], layout=layout, visibility=attention_mask, scale=scale, dropout=dropout)
+    options = {"layout": layout, "visibility": attention_mask, "scale": scale, "dropout": dropout, "bias": bias}
+    out = kernel(query[0], key[0], value[0], **options)
     return out.unsqueeze(0), None
 
 
-def _kernel_for(query: Tensor, dropout: float) -> Callable[..., Tensor]:
+def _kernel_for(query: Tensor, dropout: float, bias: PositionBias | None) -> Callable[..., Tensor]:
     if query.device.type == "cpu":
         return grouped_attention
     half = query.dtype in (torch.float16, torch.bfloat16)
     width = query.shape[-1]
     if query.device.type == "cuda" and _varlen and half and dropout == 0 and width % 8 == 0 and width <= 256:
-        return _varlen_attention
+        if bias is None:
+            return _varlen_attention
+        _tell_of_bias()
     return padded_attention
+
+
+@cache
+def _tell_of_bias() -> None:
+    log.info("attention with a bias by position is padded on CUDA: its variable-length kernel takes none")
 
 
 def _varlen_attention(
@@ -92,9 +110,11 @@ def _varlen_attention(
     visibility: Visibility,
     scale: float,
     dropout: float,
+    bias: PositionBias | None,
 ) -> Tensor:
     """Flash attention over texts of any lengths, as torch ships it. Query `[heads, S, d]` -> `[S, heads, d]`."""
     assert dropout == 0, "varlen_attn has no dropout"
+    assert bias is None, "varlen_attn has no bias"
     cumulative = layout.cumulative(query.device)
     window = tuple(-1 if limit is None else limit for limit in (visibility.left, visibility.right))
     query, key, value = (x.transpose(0, 1).contiguous() for x in (query, key, value))

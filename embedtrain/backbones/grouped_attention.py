@@ -3,7 +3,7 @@
 Texts come sorted by length, so neighbours of equal length form a group that is a plain `[texts * heads, L, d]` batch
 with no padding and no mask. Each group is worked off in tiles of scores that stay in the cache:
 
-    1. P = softmax(scale Q K')            one tile of [heads, L, L], never the whole
+    1. P = softmax(scale Q K' + bias)     one tile of [heads, L, L], never the whole; most models have no bias
     2. O = (P * keep / (1 - p)) V         `keep`: the dropout mask, one byte per score, all that is saved
     3. backward: P again from Q and K, then with D = rowsum(dO * O)
            dV = (P * keep)' dO / (1 - p)      dS = P * (dP - D)      dQ = scale dS K      dK = scale dS' Q
@@ -15,10 +15,12 @@ torch's own fused kernel takes no dropout on a CPU and falls back to one that ke
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from embedtrain.backbones.position_bias import PositionBias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 from embedtrain.backbones.random_bits import keep_mask
 
@@ -34,17 +36,18 @@ def grouped_attention(
     visibility: Visibility,
     scale: float,
     dropout: float = 0.0,
+    bias: PositionBias | None = None,
 ) -> Tensor:
     """Attention of each text to itself: query `[heads, S, d]`, key and value `[kv_heads, S, d]` -> `[S, heads, d]`.
 
     Computed in fp32 (fp64 for fp64 inputs) whatever the inputs are. `heads` is a multiple of `kv_heads`.
     """
-    return _GroupedAttention.apply(query, key, value, layout, visibility, scale, dropout)
+    return _GroupedAttention.apply(query, key, value, layout, visibility, scale, dropout, bias)
 
 
 class _GroupedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, layout, visibility, scale, dropout):
+    def forward(ctx, query, key, value, layout, visibility, scale, dropout, bias):
         heads, tokens, _ = query.shape
         out = query.new_empty(tokens, heads, value.shape[-1])
         keeps: list[Tensor] = []
@@ -52,9 +55,9 @@ class _GroupedAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for group in layout.groups:
                 q, k, v = (_gather(x, group, heads) for x in (query, key, value))
-                forbidden = _forbidden(visibility, group)
+                rules = _Rules.of(group, heads, visibility, bias)
                 o = torch.empty_like(v)
-                for tile, p in _tiles(q, k, scale, forbidden):
+                for tile, p in _tiles(q, k, scale, rules):
                     if dropout > 0:
                         keep, rescale = keep_mask(p.shape, dropout)
                         keeps.append(keep)
@@ -62,13 +65,13 @@ class _GroupedAttention(torch.autograd.Function):
                     torch.bmm(p, v[tile], out=o[tile])
                 _scatter(o.mul_(rescale) if dropout > 0 else o, out, group)
         ctx.save_for_backward(query, key, value, out, *keeps)
-        ctx.rest = layout, visibility, scale, rescale
+        ctx.rest = layout, visibility, scale, rescale, bias
         return out
 
     @staticmethod
     def backward(ctx, grad):
         query, key, value, out, *keeps = ctx.saved_tensors
-        layout, visibility, scale, rescale = ctx.rest
+        layout, visibility, scale, rescale, bias = ctx.rest
         heads = query.shape[0]
         gradients = [x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (query, key, value)]
         keep_of_tile = iter(keeps)
@@ -80,7 +83,7 @@ class _GroupedAttention(torch.autograd.Function):
                 do.mul_(rescale)  # the factor of the kept probabilities, once for dV and dP
                 dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
                 ds_buffer = _buffer(q)
-                for tile, p in _tiles(q, k, scale, _forbidden(visibility, group)):
+                for tile, p in _tiles(q, k, scale, _Rules.of(group, heads, visibility, bias)):
                     ds = torch.bmm(do[tile], v[tile].transpose(1, 2), out=ds_buffer[: p.shape[0]])
                     if keeps:
                         keep = next(keep_of_tile)
@@ -94,7 +97,7 @@ class _GroupedAttention(torch.autograd.Function):
                 for part, gradient in zip((dq.mul_(scale), dk.mul_(scale), dv), gradients, strict=True):
                     _scatter(part, gradient, group)
         dq, dk, dv = (gradient.transpose(0, 1) for gradient in gradients)
-        return dq, dk, dv, None, None, None, None
+        return dq, dk, dv, None, None, None, None, None
 
 
 def _gather(x: Tensor, group: tuple[int, int, int], heads: int) -> Tensor:
@@ -116,9 +119,32 @@ def _scatter(part: Tensor, out: Tensor, group: tuple[int, int, int]) -> None:
     out[first : first + texts * length].unflatten(0, (texts, length)).copy_(part.transpose(1, 2))
 
 
-def _forbidden(visibility: Visibility, group: tuple[int, int, int]) -> Tensor | None:
-    allowed = visibility.mask(group[2], torch.device("cpu"))
-    return None if allowed is None else ~allowed
+@dataclass(frozen=True)
+class _Rules:
+    """What happens to the scores of one group before the softmax."""
+
+    forbidden: Tensor | None  # [L, L], true where a query may not see a key
+    pattern: Tensor | None  # [L, L], added
+    factors: Tensor | None  # [texts * heads], by which the pattern is multiplied first
+
+    @staticmethod
+    def of(group: tuple[int, int, int], heads: int, visibility: Visibility, bias: PositionBias | None) -> _Rules:
+        _, texts, length = group
+        cpu = torch.device("cpu")
+        allowed = visibility.mask(length, cpu)
+        return _Rules(
+            forbidden=None if allowed is None else ~allowed,
+            pattern=None if bias is None else bias.pattern(length, cpu),
+            factors=None if bias is None or bias.factors is None else torch.tensor(bias.factors).repeat(texts),
+        )
+
+    def put_bias(self, scores: Tensor, tile: slice) -> None:
+        """Overwrites `scores` [b, L, L] with the bias of the heads in `tile`, which has to be there."""
+        assert self.pattern is not None
+        if self.factors is None:
+            scores.copy_(self.pattern)
+        else:
+            torch.mul(self.pattern, self.factors[tile, None, None].to(scores), out=scores)
 
 
 def _buffer(q: Tensor) -> Tensor:
@@ -126,15 +152,18 @@ def _buffer(q: Tensor) -> Tensor:
     return q.new_empty(min(batch, max(1, _TILE // (length * length))), length, length)
 
 
-def _tiles(q: Tensor, k: Tensor, scale: float, forbidden: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+def _tiles(q: Tensor, k: Tensor, scale: float, rules: _Rules) -> Iterator[tuple[slice, Tensor]]:
     """Probabilities [b, L, L] of a few heads at a time. The buffer is used again for the next tile."""
     buffer = _buffer(q)
     step = buffer.shape[0]
     for start in range(0, q.shape[0], step):
         tile = slice(start, start + step)
         p = buffer[: q[tile].shape[0]]
-        torch.baddbmm(p, q[tile], k[tile].transpose(1, 2), beta=0, alpha=scale, out=p)
-        if forbidden is not None:
-            p.masked_fill_(forbidden, float("-inf"))
+        if rules.pattern is not None:
+            rules.put_bias(p, tile)
+        kept = 0 if rules.pattern is None else 1
+        torch.baddbmm(p, q[tile], k[tile].transpose(1, 2), beta=kept, alpha=scale, out=p)
+        if rules.forbidden is not None:
+            p.masked_fill_(rules.forbidden, float("-inf"))
         torch.softmax(p, -1, out=p)
         yield tile, p

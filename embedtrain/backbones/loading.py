@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils.logging import set_tqdm_hook
 
 from embedtrain import distributed
+from embedtrain.backbones.own_models import OWN_MODELS
 from embedtrain.backbones.published import Body, published_body
 from embedtrain.backbones.published.adapter import read_adapter
 from embedtrain.backbones.published.body import keys_of
@@ -42,7 +43,7 @@ def load_config(name: str, hub: Mapping[str, Any]) -> Any:
             f"backbone.name: {name!r} is no model folder and no model that can be fetched: {why}"
         ) from error
     own = getattr(config, "auto_map", None)
-    if own and not hub["trust_remote_code"]:
+    if own and not hub["trust_remote_code"] and config.model_type not in OWN_MODELS:
         log.warning(
             "backbone.name: %s names code of its own (%s), which is not run. It is read as transformers' %s: is that the same?",
             *(name, ", ".join(sorted(map(str, own.values()))), config.model_type),

@@ -1,7 +1,7 @@
 """Attention over ragged texts where no variable-length kernel fits: padded for the length of this one operation.
 
-Used on accelerators for fp32 and for attention with dropout, which `varlen_attn` does not have. Everything around it
-stays unpadded.
+Used on accelerators for fp32, and for attention with dropout or a bias by position, which `varlen_attn` does not have.
+Everything around it stays unpadded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embedtrain.backbones.position_bias import PositionBias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
 
@@ -22,6 +23,7 @@ def padded_attention(
     visibility: Visibility,
     scale: float,
     dropout: float = 0.0,
+    bias: PositionBias | None = None,
 ) -> Tensor:
     """Attention of each text to itself: query `[heads, S, d]`, key and value `[kv_heads, S, d]` -> `[S, heads, d]`."""
     device = query.device
@@ -38,6 +40,13 @@ def padded_attention(
     # A padded query sees itself: a row that sees nothing would be NaN, and NaN times a zero gradient is NaN.
     allowed = allowed | torch.eye(longest, dtype=torch.bool, device=device)
 
+    mask = allowed[:, None]  # [N, 1, T, T]; with a bias [N, heads or 1, T, T], numbers
+    if bias is not None:
+        added = bias.pattern(longest, device)
+        if bias.factors is not None:
+            added = torch.tensor(bias.factors, device=device)[:, None, None] * added
+        mask = added.to(query.dtype).masked_fill(~mask, float("-inf"))
+
     def pad(x: Tensor) -> Tensor:  # [heads, S, d] -> [N, heads, T, d]
         padded = x.new_zeros(len(layout.lengths), longest, x.shape[0], x.shape[2])
         return padded.index_put((text, position), x.transpose(0, 1)).transpose(1, 2)
@@ -48,7 +57,7 @@ def padded_attention(
         pad(query),
         pad(key),
         pad(value),
-        attn_mask=allowed[:, None],
+        attn_mask=mask,
         dropout_p=dropout,
         scale=scale,
     )

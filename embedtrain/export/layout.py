@@ -85,6 +85,13 @@ def model_config(kind: Kind, prompts: dict[str, str], similarity: str) -> dict[s
     }
 
 
+def code_beside(folder: Path) -> list[str]:
+    """The files in `folder` that hold the code of its transformer, where transformers has no such model: `alibi_bert.py`."""
+    named = read_json(folder / "config.json").get("auto_map", {}).values()
+    files = {f"{str(name).partition('.')[0]}.py" for name in named}
+    return sorted(file for file in files if (folder / file).is_file())
+
+
 def modules(types: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """modules.json from (class, folder name without its number); module 0 lives at the root."""
     return [

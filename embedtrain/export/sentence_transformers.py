@@ -88,7 +88,7 @@ def export(
     with staged_folder(path, needed=_bytes(encoder, getattr(torch, dtype))) as partial:
         with full_precision(encoder):  # adapters are added to the weights before any rounding
             notes += write_files(encoder, partial, similarity=similarity, dtype=dtype)
-        (partial / "README.md").write_text(_card(encoder, record, similarity, notes), encoding="utf-8")
+        (partial / "README.md").write_text(_card(encoder, partial, record, similarity, notes), encoding="utf-8")
         result = verify(
             partial,
             texts,
@@ -166,6 +166,11 @@ def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
             "The model is a decoder with bidirectional attention (`is_causal: false` in config.json). transformers before "
             "5.2 does not know the key and would run it causally, without a word and with worse embeddings."
         )
+    if code := layout.code_beside(folder):
+        notes.append(
+            f"transformers has no {type(model).__name__}: the folder ships it as `{'`, `'.join(code)}`, and loading needs "
+            "`trust_remote_code=True` and transformers 5 or newer. embedtrain runs its own copy and needs neither."
+        )
     if getattr(model, "pooler", True) is None:
         notes.append(
             "On loading, transformers may report `pooler.dense` as missing. The model was trained without that layer and "
@@ -222,11 +227,13 @@ def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
     return notes
 
 
-def _card(encoder: Encoder, record: RunRecord | None, similarity: str, notes: list[str]) -> str:
+def _card(encoder: Encoder, folder: Path, record: RunRecord | None, similarity: str, notes: list[str]) -> str:
     kind = kind_of(encoder.pooling)
     record = with_facts_of(encoder, record or RunRecord(), similarity=_similarity(kind, similarity))
     loading = Loading(
-        kind=kind, trust_remote_code=ships_code(encoder.pooling), ours_alone=is_ours_alone(encoder.pooling)
+        kind=kind,
+        trust_remote_code=ships_code(encoder.pooling) or bool(layout.code_beside(folder)),
+        ours_alone=is_ours_alone(encoder.pooling),
     )
     return model_card(record, notes=notes, loading=loading)
 

@@ -8,6 +8,7 @@ import torch
 from embedtrain.backbones import grouped_attention as kernel
 from embedtrain.backbones.grouped_attention import grouped_attention
 from embedtrain.backbones.padded_attention import padded_attention
+from embedtrain.backbones.position_bias import Alibi
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
 LENGTHS = (7, 7, 7, 4, 3, 3, 1)
@@ -23,8 +24,8 @@ def inputs(kv_heads=HEADS, dtype=torch.float64):
     return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
 
 
-def slow(q, k, v, visibility, keep=None):
-    """softmax(scale q k') v for each text, each head, each query. `keep` [text][head]: factors on the probabilities."""
+def slow(q, k, v, visibility, keep=None, bias=lambda head, i, j, length: 0.0):
+    """softmax(scale q k' + bias) v for each text, head, query. `keep` [text][head]: factors on the probabilities."""
     out, start = [], 0
     for text, length in enumerate(LENGTHS):
         rows = []
@@ -35,7 +36,8 @@ def slow(q, k, v, visibility, keep=None):
             heads = []
             for head in range(HEADS):
                 kv = head * k.shape[0] // HEADS
-                p = torch.softmax(SCALE * (k[kv, seen] @ q[head, i]), 0)
+                added = [bias(head, i - start, j - start, length) for j in range(left, right + 1)]
+                p = torch.softmax(SCALE * (k[kv, seen] @ q[head, i]) + torch.tensor(added, dtype=q.dtype), 0)
                 if keep is not None:
                     p = p * keep[text][head][i - start, left - start : right + 1 - start]
                 heads.append(p @ v[kv, seen])
@@ -89,6 +91,28 @@ def test_dropout_is_on_the_probabilities_and_its_gradient_is_exact(visibility, k
     theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+SLOPES = (0.5, 0.25, 0.125, 2.0)
+
+
+@pytest.mark.parametrize("visibility", [FULL, CAUSAL, Visibility(left=2, right=2)], ids=str)
+@pytest.mark.parametrize("kv_heads", [HEADS, 2])
+@pytest.mark.parametrize(
+    ("attention", "tile"),
+    [(grouped_attention, 1), (grouped_attention, 100), (grouped_attention, 1 << 18), (padded_attention, None)],
+)
+def test_a_bias_by_head_and_distance_is_in_values_and_gradients(visibility, kv_heads, attention, tile, monkeypatch):
+    monkeypatch.setattr(kernel, "_TILE", tile)
+    q, k, v = inputs(kv_heads)
+    out = attention(q, k, v, layout=RaggedLayout(LENGTHS), visibility=visibility, scale=SCALE, bias=Alibi(SLOPES))
+    expected = slow(q, k, v, visibility, bias=lambda head, i, j, length: -SLOPES[head] * abs(i - j))
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad((out * upstream).sum(), (q, k, v))
+    theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_gradcheck_with_dropout(monkeypatch):

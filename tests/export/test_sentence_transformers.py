@@ -70,6 +70,7 @@ CASES = {
     "mean": {},
     "roberta": {"architecture": "roberta"},
     "modernbert": {"architecture": "modernbert"},
+    "a model of ours": {"architecture": "alibi_bert"},
     "eos on an encoder": {"pooling": EosPooling()},
     "bidirectional decoder": {**DECODER, "attention": "bidirectional"},
     "bidirectional gemma": {"architecture": "gemma3_text", "attention": "bidirectional"},

@@ -11,7 +11,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert")
+import embedtrain.backbones.own_models  # noqa: F401  (families that transformers does not have)
+
+ENCODERS = ("bert", "roberta", "xlm-roberta", "modernbert", "distilbert", "alibi_bert")
 DECODERS = ("mistral", "llama", "qwen2", "qwen3", "gemma3_text")
 ARCHITECTURES = ENCODERS + DECODERS
 
@@ -37,6 +39,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
+    "alibi_bert": _BERT,
     # one global and one local layer, the window smaller than the texts of the tests
     "modernbert": {**_BERT, "global_attn_every_n_layers": 2, "local_attention": 8},
     "distilbert": {
@@ -56,6 +59,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "query_pre_attn_scalar": 8,
     },
+    "nomic_bert": _BERT,
     # Two that have no ragged path: relative positions inside attention, and a soft cap on the scores.
     "mpnet": _BERT,
     "gemma2": {**_DECODER, "query_pre_attn_scalar": 8},

@@ -1,4 +1,4 @@
-"""Published models whose code is their own, expressed by a family of transformers: no code of a folder is run.
+"""Published models whose code is their own, expressed by a family of transformers or a model of ours: no code of a folder is run.
 
 Such a model says in its config.json what it is, under names of its own, and stores the weights of a known architecture under
 other keys. A reader, one file for each, recognises the config by its content (never by the name of the folder) and says which
@@ -7,6 +7,7 @@ transformers config is the same model and how the keys are called there. What no
 nv_embed.py     a bidirectional Mistral inside NV-Embed
 nomic_bert.py   nomic-embed-text v1 and v1.5 in the form that contrastors writes
 new_gte.py      "new": gte v1.5, mGTE, snowflake-arctic-embed-m-v2.0, stella_en_400M
+jina_bert.py    jina-embeddings-v2 in English
 colbert.py      a BERT inside ColBERT
 adapter.py      a LoRA adapter as peft stores it, added to its base model
 
@@ -21,7 +22,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from embedtrain.backbones.published import colbert, new_gte, nomic_bert, nv_embed
+from embedtrain.backbones.published import colbert, jina_bert, new_gte, nomic_bert, nv_embed
 from embedtrain.backbones.published.body import Body
 from embedtrain.errors import ConfigError
 
@@ -31,6 +32,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], Body | None]] = {
     "NV-Embed": nv_embed.read,
     "nomic_bert of contrastors": nomic_bert.read,
     'the "new" architecture of GTE': new_gte.read,
+    "JinaBERT": jina_bert.read,
     "ColBERT": colbert.read,
 }
 

@@ -8,6 +8,7 @@ each text has. With `sentence-transformers`, the program imports nothing of embe
 """
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -19,6 +20,9 @@ def with_sentence_transformers(folder, texts, prompts):
 
     with open(f"{folder}/modules.json", encoding="utf-8") as file:
         ships_code = any(module["type"].startswith("modeling_") for module in json.load(file))
+    with open(f"{folder}/config.json", encoding="utf-8") as file:
+        models = json.load(file).get("auto_map", {}).values()
+    ships_code |= any(os.path.isfile(f"{folder}/{str(name).partition('.')[0]}.py") for name in models)
     with open(f"{folder}/config_sentence_transformers.json", encoding="utf-8") as file:
         kind = json.load(file)["model_type"]
     # Full precision whatever the stored weights are: the folder is compared, not the rounding of one kernel.

@@ -1,0 +1,37 @@
+"""What is added to the scores of attention as a function of positions alone: one pattern, scaled by head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class PositionBias(Protocol):
+    """Added to the scaled score of query i and key j of head h:  factors[h] * pattern[i, j]."""
+
+    @property
+    def factors(self) -> tuple[float, ...] | None:
+        """One for each head; None: 1 for all of them."""
+        ...
+
+    def pattern(self, length: int, device: torch.device) -> Tensor:
+        """[length, length] fp32, query by key, of a text of so many tokens. Minus infinity hides a key."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """-m_h |i - j|: ALiBi (arXiv:2108.12409) in both directions. `slopes`: m_h of each head."""
+
+    slopes: tuple[float, ...]
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        return self.slopes
+
+    def pattern(self, length: int, device: torch.device) -> Tensor:
+        position = torch.arange(length, device=device, dtype=torch.float32)
+        return -(position[:, None] - position).abs()

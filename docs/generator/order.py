@@ -23,7 +23,7 @@ LOSSES = (
         "Modifiers of negatives",
         "Parts that stand inside a contrastive loss, under `modifiers`, by any name. They take negatives out of the denominator "
         "or weigh them. First all filters act, then what picks among those left, then weights.",
-        ("qwen3", "gist", "cde", "unime", "hardness_weighted"),
+        ("qwen3", "gist", "cde", "unime", "lusifer", "hardness_weighted"),
         parts="modifiers",
     ),
     Family(

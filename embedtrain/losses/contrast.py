@@ -52,6 +52,7 @@ class Tile:
     logits: Tensor  # [R, C] similarity / temperature, changed in place; pairs that are no negatives are -inf
     scale: Tensor  # scalar, 1 / temperature
     positive: Tensor  # [R] logit of the row's best positive, no margin taken off
+    weakest: Tensor  # [R] and of its worst
     rows: Tensor  # [R] number of the query (q2*) or document (d2*), CPU
     columns: Tensor | None  # [C] number of the document, CPU; None: all queries or documents in order
     hard: Tensor  # positions of the rows' own hard negatives in logits.view(-1)
@@ -133,6 +134,7 @@ class _Rows:
     numbers: Tensor  # [R] which queries or documents, CPU
     which: Rows  # the same, as a slice where they are neighbours
     positive: Tensor  # [R] logit of the row's best positive
+    weakest: Tensor  # [R] and of its worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +193,8 @@ class _Sweep:
         logit = self.shifted(similarity * self.scale)
         positive = logit - self.margin * self.scale
         rows = {
-            "q": _Rows(torch.arange(first, last), slice(first, last), pairs.largest(logit)),
-            "d": _Rows(answers, answers, logit),
+            "q": _Rows(torch.arange(first, last), slice(first, last), pairs.largest(logit), pairs.smallest(logit)),
+            "d": _Rows(answers, answers, logit, logit),
         }
         streams = {term: self.stream(term, rows[term[0]]) for term in self.terms}
 
@@ -216,7 +218,7 @@ class _Sweep:
         """Steps 1 to 3 for one term."""
         columns, logits, saved, hard = self.own_logits(term, rows) if self.hard_only else self.all_logits(term, rows)
         top = hardest = _top(logits)
-        tile = Tile(term, logits, self.scale, rows.positive, rows.numbers, columns, hard)
+        tile = Tile(term, logits, self.scale, rows.positive, rows.weakest, rows.numbers, columns, hard)
         for modifier in self.modifiers:
             self.sums["filtered"] += modifier(tile)
         if self.modifiers:

@@ -42,6 +42,10 @@ class Pairs:
         """-inf for a query without a pair."""
         return values.new_full((len(self.count),), -math.inf).scatter_reduce(0, self.query, values, "amax")
 
+    def smallest(self, values: Tensor) -> Tensor:
+        """inf for a query without a pair."""
+        return -self.largest(-values)
+
     def logsumexp(self, values: Tensor) -> Tensor:
         """log of the sum of exponentials; -inf for a query without a pair."""
         top = self.largest(values.detach()).nan_to_num(neginf=0.0)

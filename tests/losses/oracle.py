@@ -64,6 +64,7 @@ def infonce(
     same_class: bool = False,
     scope: str | None = None,
     hardest: int | None = None,
+    near: float | None = None,
     decoupled: bool = False,
     margin: float = 0.0,
     focal: float = 0.0,
@@ -109,8 +110,8 @@ def infonce(
     def similarity(term: str, row: int, column: int) -> Tensor:
         return vectors[term[0]][row] @ vectors[term[2]][column]
 
-    def negative_sum(term: str, row: int, best: Tensor) -> Tensor:
-        """The sum of e^logit over the negatives of a row; `best`: similarity of its best positive."""
+    def negative_sum(term: str, row: int, best: Tensor, weakest: Tensor) -> Tensor:
+        """The sum of e^logit over the negatives of a row; `best`, `weakest`: similarities of its positives."""
         nonlocal filtered
         kept = []
         for column in range(len(vectors[term[2]])):
@@ -123,6 +124,8 @@ def infonce(
                 continue
             stays = {None: True, "own": hard, "others": not hard, "none": False}[scope]
             if term[2] == "d" and not kinds.is_positive[column] and not stays:
+                continue
+            if near is not None and not s > weakest - near:
                 continue
             kept.append((s, hard))
         if hardest is not None:
@@ -141,10 +144,12 @@ def infonce(
             continue
         s = {d: similarity("q2d", q, d) for d in documents}
         e = {d: torch.exp((s[d] - margin) / temperature) for d in documents}
-        best = max(s.values()).detach()
+        best, weakest = max(s.values()).detach(), min(s.values()).detach()
         # The negatives of each term: a number for the query, or one for each of its positive documents.
-        of_query = {t: negative_sum(t, q, best) for t in terms if t[0] == "q"}
-        of_pair = {t: {d: negative_sum(t, d, s[d].detach()) for d in documents} for t in terms if t[0] == "d"}
+        of_query = {t: negative_sum(t, q, best, weakest) for t in terms if t[0] == "q"}
+        of_pair = {
+            t: {d: negative_sum(t, d, s[d].detach(), s[d].detach()) for d in documents} for t in terms if t[0] == "d"
+        }
         loss = torch.zeros_like(total)
         if positives == "each":
             for d in documents:

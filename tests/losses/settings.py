@@ -10,12 +10,13 @@ from embedtrain.losses.modifiers.guide import GuideFilter
 from embedtrain.losses.modifiers.hardest import HardestOnly
 from embedtrain.losses.modifiers.hardness import HardnessWeight
 from embedtrain.losses.modifiers.margin import FalseNegativeFilter
+from embedtrain.losses.modifiers.multi_similarity import MultiSimilarityMining
 from embedtrain.losses.modifiers.same_class import SameClassFilter
 from embedtrain.losses.modifiers.scope import HardNegativeScope
 
 
 def infonce(**settings: Any) -> InfoNCE:
-    """`hardness`, `false_negatives`, `guide`, `same_class`, `scope`, `hardest` become modifiers."""
+    """`hardness`, `false_negatives`, `guide`, `same_class`, `scope`, `hardest`, `near` (epsilon) become modifiers."""
     modifiers: dict[str, Modifier] = {}
     if (hardness := settings.pop("hardness", None)) is not None:
         modifiers["hardness"] = HardnessWeight(**hardness)
@@ -29,4 +30,6 @@ def infonce(**settings: Any) -> InfoNCE:
         modifiers["scope"] = HardNegativeScope(of=scope)
     if (hardest := settings.pop("hardest", None)) is not None:
         modifiers["hardest"] = HardestOnly(k=hardest)
+    if (epsilon := settings.pop("near", None)) is not None:
+        modifiers["multi_similarity"] = MultiSimilarityMining(epsilon=epsilon)
     return InfoNCE(modifiers=modifiers, **settings)

@@ -294,6 +294,7 @@ def test_metrics_by_hand():
         ({"false_negatives": {"absolute": 0.1, "relative": 0.1}}, "exactly one of absolute and relative"),
         ({"guide": {"teacher": "guide", "absolute": None}}, "exactly one of absolute, relative and threshold"),
         ({"scope": "all"}, "loss.modifiers.scope.of: expected own, others or none, got 'all'"),
+        ({"near": -0.1}, "loss.modifiers.multi_similarity.epsilon: -0.1"),
         ({"hardest": 0}, "loss.modifiers.hardest.k: expected at least 1 negative, got 0"),
         ({"views": {"sparse": 1.0}, "extra": {"memory": CrossBatchMemory(size=3)}}, "loss.extra: memory add to the"),
     ],

@@ -9,6 +9,8 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer import losses as st_losses
 
+from embedtrain.config.build import build
+from embedtrain.config.compose import compose_config
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.losses.infonce import InfoNCE
 from embedtrain.losses.modifiers.guide import GuideFilter
@@ -29,6 +31,8 @@ EACH = [
     {"scope": "none"},
     {"scope": "others"},
     {"hardest": 2},
+    {"near": 0.1},
+    {"near": 0.0, "margin": 0.2, "same_class": True},
     {"decoupled": True},
     {"margin": 0.2},
     {"focal": 0.5},
@@ -171,3 +175,37 @@ def test_what_is_missing_is_named():
         infonce(same_class=True)(batch)
     with pytest.raises(ConfigError, match=r"reads the teacher 'guide', but the run has none. Add it under teachers"):
         infonce(guide={"teacher": "guide", "absolute": 0.0})(batch)
+
+
+def test_a_row_that_beats_all_its_negatives_by_epsilon_teaches_nothing():
+    vectors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64), dim=1)
+    batch = aligned_batch(0, queries=2, hard=0, dtype=torch.float64)
+    batch = replace(batch, queries=Embeddings(vectors), documents=Embeddings(vectors.clone()))
+    for epsilon, taught in ((0.9, False), (1.1, True)):  # positives at 1, negatives at 0
+        leaves = with_leaves(batch)
+        loss = infonce(near=epsilon, temperature=0.5)(leaves).loss
+        loss.backward()
+        assert (loss.item() > 0) == taught
+        assert bool(leaves.queries.values.grad.any()) == taught
+
+
+def test_lusifer_is_nt_xent_over_the_pairs_that_the_miner_of_pytorch_metric_learning_keeps():
+    """Its rule written out, with every text as an anchor: 0 for an anchor of which no pair is kept."""
+    batch = aligned_batch(5, queries=6, hard=0, dtype=torch.float64)
+    texts = torch.cat([batch.queries.values, batch.documents.values])
+    similar, labels = texts @ texts.T, torch.arange(6).repeat(2)
+    epsilon, temperature, losses, kept = 0.25, 0.05, [], 0
+    for a in range(12):
+        (p,) = (i for i in range(12) if i != a and labels[i] == labels[a])
+        negatives = [
+            similar[a, n] for n in range(12) if labels[n] != labels[a] and similar[a, n] + epsilon > similar[a, p]
+        ]
+        if similar[a, p] - epsilon >= max(similar[a, n] for n in range(12) if labels[n] != labels[a]):
+            assert not negatives
+            continue
+        kept += len(negatives)
+        logits = torch.stack([similar[a, p], *negatives]) / temperature
+        losses.append(torch.logsumexp(logits, 0) - logits[0])
+    assert 0 < kept < 12 * 10
+    found = build(compose_config(["loss=lusifer"]).config["loss"])(batch).loss
+    assert found.item() == pytest.approx(sum(losses).item() / 12, rel=1e-9)

@@ -5,12 +5,14 @@ retromae.py        rebuild a text from its embedding by a weak decoder; the bag 
 smae.py            masked words and rebuilt texts at several layers and sizes: Starbucks
 reconstruction.py  rebuild the other side of a pair from an embedding, by the language model itself
 translation.py     rebuild the other side of a pair from the token states of this one
+bridge_alignment.py  write a text from the encoder's states through a bridge: LUSIFER
 
 texts.py      which texts of a batch take part, and their seeds       masking.py     which tokens are hidden
 words.py      the predicted tokens of ragged texts, padded            decoder.py     attention blocks of the decoders
 prediction.py cross-entropy over the vocabulary in little memory      reading.py     what is read off an encoder
 """
 
+from embedtrain.objectives.bridge_alignment import BridgeAlignment
 from embedtrain.objectives.masked_lm import MaskedLanguageModel
 from embedtrain.objectives.mntp import MaskedNextToken
 from embedtrain.objectives.reconstruction import BidirectionalReconstruction
@@ -20,6 +22,7 @@ from embedtrain.objectives.translation import RepresentationTranslation
 
 __all__ = [
     "BidirectionalReconstruction",
+    "BridgeAlignment",
     "MaskedLanguageModel",
     "MaskedNextToken",
     "RepresentationTranslation",

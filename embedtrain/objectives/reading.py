@@ -22,14 +22,15 @@ def backbone_of(encoder: Encoder) -> TransformerBackbone:
 
 def require_direction(encoder: Encoder, wanted: Direction, why: str) -> None:
     """Raises ConfigError where attention looks the other way."""
-    backbone = backbone_of(encoder)
-    found = backbone.direction or _declared_direction(backbone)
+    found = direction_of(backbone_of(encoder))
     if found != wanted:
         raise ConfigError(f"backbone.attention: {found}, but the objective needs {wanted}: {why}.")
 
 
-def _declared_direction(backbone: TransformerBackbone) -> Direction:
-    """As its class and config have it, where nothing runs (on the meta device)."""
+def direction_of(backbone: TransformerBackbone) -> Direction:
+    """As observed; where nothing runs (on the meta device), as its class and config have it."""
+    if backbone.direction is not None:
+        return backbone.direction
     causal_class = any(getattr(module, "is_causal", False) for module in backbone.hf_model.modules())
     return "causal" if causal_class and getattr(backbone.config, "is_causal", True) else "bidirectional"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from embedtrain.backbones.bridge import BridgeBackbone
 from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.config.build import build
 from embedtrain.config.compose import ROOT, compose_config
@@ -34,7 +35,9 @@ class FirstState(nn.Module):
 
 
 def folder_of(name: str, tmp_path) -> str:
-    """A tiny model for the objective called `name`."""
+    """A tiny model for the objective called `name`; of a bridge the encoder, the language model beside it."""
+    if name == "bridge_alignment":
+        tiny_model_dir("llama", tmp_path, vocab_size=30522, hidden_size=48)
     return tiny_model_dir(ARCHITECTURE.get(name, "bert"), tmp_path, vocab_size=30522)
 
 
@@ -42,7 +45,13 @@ def encoder_for(name: str, folder: str, *, kernel: str = "auto", prompts: Prompt
     options = {"dropout": 0.0, "attention": ATTENTION.get(name), **options}
     with torch.random.fork_rng():
         torch.manual_seed(0)  # adapters begin alike on all ranks
-        backbone = TransformerBackbone(name=folder, kernel=kernel, **options)
+        if name == "bridge_alignment":
+            llm = TransformerBackbone(name=f"{folder}/../tiny-llama", kernel=kernel, **options)
+            backbone: nn.Module = BridgeBackbone(
+                encoder=TransformerBackbone(name=folder, kernel=kernel, dropout=0.0), llm=llm
+            )
+        else:
+            backbone = TransformerBackbone(name=folder, kernel=kernel, **options)
     decoder = ARCHITECTURE.get(name) in DECODERS
     tokenizer = TextTokenizer(
         tokenizer=backbone.tokenizer(),
@@ -56,11 +65,12 @@ def encoder_for(name: str, folder: str, *, kernel: str = "auto", prompts: Prompt
 
 def objective_for(name: str, encoder: Encoder, **changes) -> nn.Module:
     """The YAML as it is, but for `changes`; new weights are the same every time, and larger than at a usual start."""
-    node = compose_config([f"objective={name}"]).config["objective"] | changes
+    node = compose_config([f"objective={name}"]).config["objective"]
     if name == "smae":
         node |= {"pairs": [[1, 8], [2, 20], [2, 32]]}  # of a model of two layers
-    if name == "mntp":
+    if name in ("mntp", "bridge_alignment"):
         node |= {"mask_token": "[MASK]"}
+    node |= changes
     with torch.random.fork_rng():
         torch.manual_seed(0)
         objective = build(node, encoder=encoder)

@@ -160,11 +160,36 @@ def translation(encoder, objective, task):
     return mean(losses)
 
 
-REFERENCES = {f.__name__: f for f in (masked_lm, mntp, retromae, smae, reconstruction, translation)}
+def bridge_alignment(encoder, objective, task):
+    """Both models as their authors wrote them; the head is tied, and there is no token that begins a text."""
+    bridge, connector = encoder.backbone, encoder.backbone.connector
+    table = bridge.llm.hf_model.get_input_embeddings().weight
+    sides = [texts_of(tokens) for tokens in (*task.texts.values(), *task.labels.values())]
+    losses = {term: [] for term in task.labels}
+    for read, written, *labels in zip(*sides, strict=True):
+        states = bridge.encoder.hf_model(input_ids=read[None]).last_hidden_state[0]
+        inner = (states @ connector.inner.weight.T + connector.inner.bias).clamp(min=0)
+        vectors = inner @ connector.outer.weight.T + connector.outer.bias
+        run = torch.cat([vectors, connector.learned, table[written]])
+        out = bridge.llm.hf_model(inputs_embeds=run[None]).last_hidden_state[0]
+        for term, wanted in zip(task.labels, labels, strict=True):
+            for j in range(len(written)):
+                if wanted[j] != NO_TARGET:
+                    logits = table @ out[len(vectors) + j]  # the learned token for the first, else the word before
+                    losses[term].append(torch.logsumexp(logits, 0) - logits[wanted[j]])
+    return torch.stack([mean(found) for found in losses.values()]).mean()
+
+
+REFERENCES = {f.__name__: f for f in (masked_lm, mntp, retromae, smae, reconstruction, translation, bridge_alignment)}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [*((name, {}) for name in OBJECTIVES), ("retromae", {"bag_of_words": 0.1})]
+    ("name", "changes"),
+    [
+        *((name, {}) for name in OBJECTIVES),
+        ("retromae", {"bag_of_words": 0.1}),
+        ("bridge_alignment", {"share": 0.5, "decoder_share": 0.0}),
+    ],
 )
 def test_value_and_gradient_are_those_of_a_slow_loop(name, changes, tmp_path):
     encoder = encoder_for(name, folder_of(name, tmp_path), kernel="padded").double()

@@ -18,10 +18,11 @@ class MultiSimilarityMining:
 
         s(row, column) > min over the row's positives of s(positive) - epsilon
 
-    MultiSimilarityLoss mines by the same rule within classes. A row that beats all its negatives by epsilon has nothing left to learn: its loss is 0, and so is its gradient.
-    Wang et al. 2019 (arXiv:1904.06627, section 3.2), with epsilon 0.1; LUSIFER (arXiv:2501.00874) takes 0.25. There a positive
-    goes too where it beats the hardest negative by epsilon. Of a row with one positive that is the same; of one with several
-    its easy ones stay here, with less than e^(-epsilon / temperature) of the gradient for each negative.
+    A row that beats all its negatives by epsilon has nothing left to learn: its loss is 0, and so is its gradient.
+    Wang et al. 2019 (arXiv:1904.06627, section 3.2), with epsilon 0.1; LUSIFER (arXiv:2501.00874) takes 0.25.
+    MultiSimilarityLoss mines by the same rule within classes, and there a positive goes too where it beats the hardest
+    negative by epsilon. Of a row with one positive that is the same; of one with several its easy ones stay here, with less
+    than e^(-epsilon / temperature) of the gradient for each negative.
     Cost: one comparison per pair.
 
     epsilon  in units of similarity

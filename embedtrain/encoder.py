@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,6 +20,8 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.errors import ConfigError
 from embedtrain.pooling.learned_tokens import LearnedTokensPooling
 from embedtrain.types import Embeddings, RaggedTokens, Role
+
+log = logging.getLogger("embedtrain")
 
 # Texts tokenised and sorted together by `encode`: enough to sort well, few enough to hold the tokens of.
 _TEXTS_AT_ONCE = 16384
@@ -303,6 +306,7 @@ class Encoder(nn.Module):
         views: bool,
     ) -> Iterator[tuple[Tensor, Embeddings]]:
         """Chunk by chunk: which of the texts [n], and their embeddings on the CPU."""
+        self._say_without_context()
         half = self.encode_dtype
         with (
             evaluating(self),
@@ -320,6 +324,14 @@ class Encoder(nn.Module):
                 for index in chunks(tokens.lengths + self.tokens_in_front, self._chunk_tokens(chunk_tokens)):
                     yield start + index, self(tokens.select(index), views=views).map(Tensor.cpu)
                     progress.update(index.numel())
+
+    def _say_without_context(self) -> None:
+        if self.num_context and self.backbone.context is None:
+            log.warning(
+                "No context was set: texts are read behind %d times the learned null vector. Documents of the corpus are better: "
+                "encoder.set_context(documents).",
+                self.num_context,
+            )
 
     def _chunk_tokens(self, asked: int | None) -> int:
         return asked if asked is not None else 2048 if self.device.type == "cpu" else 16384

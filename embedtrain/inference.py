@@ -35,10 +35,19 @@ def evaluate_model(model: str, config: Mapping[str, Any], *, dim: int | None = N
     }
 
 
-def embed_file(model: str, texts: Path, output: Path, *, role: Role, dim: int | None = None) -> tuple[int, int]:
-    """One vector for each line of `texts`, as float32 [N, E] in `output` (.npy). Returns (N, E)."""
+def embed_file(
+    model: str, texts: Path, output: Path, *, role: Role, dim: int | None = None, context: Path | None = None
+) -> tuple[int, int]:
+    """One vector for each line of `texts`, as float32 [N, E] in `output` (.npy). Returns (N, E).
+
+    context: documents of the corpus, a line each, for a model that reads some in front of each text; None: those in its folder.
+    """
     lines = read_lines(texts)
     encoder = load_encoder(model, dim=dim).to(distributed.device())
+    if context is not None:
+        if not encoder.num_context:
+            raise ConfigError(f"context={context}: {model} reads no documents in front of a text. Leave it out.")
+        encoder.set_context(read_lines(context))
     vectors = encoder.encode(lines, role=role, show_progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     np.save(output, vectors.numpy())

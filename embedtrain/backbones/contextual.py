@@ -41,6 +41,8 @@ class ContextualBackbone(TransformerBackbone):
     Others as `TransformerBackbone`, for both; all weights train.
     """
 
+    beside = ("first", "context_layers")  # what learns beside the model that reads the texts
+
     def __init__(
         self,
         *,
@@ -81,17 +83,12 @@ class ContextualBackbone(TransformerBackbone):
         self.num_context = num_context
         self.num_prompts = num_prompts
         self.null_share = null_share
-        self._text_at = num_context if self.longest_text is None else 0  # where the learned vectors begin
+        self.first_position = self._first_position  # of the context
+        self.text_at = num_context if self.longest_text is None else 0  # the learned vectors begin so much later
         if self.longest_text is not None:
             self.longest_text -= num_prompts
-        size = self.hidden_size
-        self.to_context = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, size))
-        self.to_prompts = (
-            nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size * num_prompts))
-            if num_prompts
-            else None
-        )
-        self.null = nn.Parameter(0.01 * torch.randn(size), requires_grad=null_share > 0)
+        self.context_layers = ContextLayers(self.hidden_size, num_prompts)
+        self.context_layers.null.requires_grad_(null_share > 0)
         self.context: Tensor | None
         self.register_buffer("context", None, persistent=False)  # [J, H]: not a weight, since weights make it
 
@@ -108,13 +105,7 @@ class ContextualBackbone(TransformerBackbone):
         sums = states.new_zeros(len(tokens), states.shape[1], dtype=_wide(states)).index_add(
             0, text, states.to(_wide(states))
         )
-        return self.to_context(sums / lengths).to(_wide(states))
-
-    def prompts(self) -> Tensor:
-        """The learned vectors between context and text [P, H]."""
-        if self.to_prompts is None:
-            return self.null.new_zeros(0, self.hidden_size)
-        return self.to_prompts(torch.ones_like(self.null)).view(self.num_prompts, self.hidden_size)
+        return self.context_layers.to_context(sums / lengths).to(_wide(states))
 
     def forward(
         self,
@@ -141,7 +132,7 @@ class ContextualBackbone(TransformerBackbone):
             all_layers=all_layers,
             routing=routing,
             inputs=torch.cat([front.flatten(0, 1), words])[order],
-            positions=place.positions(self.num_context, self._text_at),
+            positions=place.positions(self.num_context, self.text_at),
         )
         of_texts = place.texts.to(words.device, non_blocking=True)
         states = [state[of_texts] for state in states]
@@ -149,8 +140,9 @@ class ContextualBackbone(TransformerBackbone):
 
     def _front(self, texts: int, context: Tensor | None) -> Tensor:
         """What stands in front of each text [N, J + P, H]."""
+        null = self.context_layers.null
         if context is None:
-            vectors = self.null.expand(texts, self.num_context, -1)
+            vectors = null.expand(texts, self.num_context, -1)
         elif context.shape != (self.num_context, self.hidden_size):
             raise ConfigError(
                 f"context: expected the vectors of {self.num_context} documents, {self.hidden_size} numbers each, got "
@@ -160,9 +152,27 @@ class ContextualBackbone(TransformerBackbone):
             vectors = context.expand(texts, -1, -1)
             if self.training and self.null_share:
                 dropped = torch.rand(texts, self.num_context, 1, device=context.device) < self.null_share
-                vectors = torch.where(dropped, self.null.to(context.dtype), vectors)
-        prompts = self.prompts().to(vectors.dtype)
+                vectors = torch.where(dropped, null.to(context.dtype), vectors)
+        prompts = self.context_layers.prompts().to(vectors.dtype)
         return torch.cat([vectors, prompts.expand(texts, -1, -1)], dim=1)
+
+
+class ContextLayers(nn.Module):
+    """What is learned around both encoders."""
+
+    def __init__(self, size: int, num_prompts: int) -> None:
+        super().__init__()
+        self.to_context = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.Linear(size, size))
+        last = nn.Linear(size, size * num_prompts)
+        self.to_prompts = nn.Sequential(nn.Linear(size, size), nn.ReLU(), last) if num_prompts else None
+        self.null = nn.Parameter(0.01 * torch.randn(size))
+
+    def prompts(self) -> Tensor:
+        """The learned vectors between context and text [P, H]."""
+        size = self.null.numel()
+        if self.to_prompts is None:
+            return self.null.new_zeros(0, size)
+        return self.to_prompts(torch.ones_like(self.null)).view(-1, size)
 
 
 class _Places:

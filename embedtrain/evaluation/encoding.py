@@ -30,6 +30,18 @@ class TextEncoder(Protocol):
     ) -> Tensor: ...
 
 
+def read_context(encoder: Any, documents: Sequence[str], source: str | None = None) -> dict[str, str]:
+    """Gives an encoder that reads other documents in front of each text a sample of these, and says so, for a result.
+
+    Nothing, where it reads none: see `Encoder.set_context`.
+    """
+    wanted = getattr(encoder, "num_context", 0)
+    if not wanted:
+        return {}
+    encoder.set_context(documents, source=source)
+    return {"context": f"{wanted} documents, a sample of {len(documents):,}"}
+
+
 def encode(
     encoder: TextEncoder,
     texts: Sequence[str],

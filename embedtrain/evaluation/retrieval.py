@@ -21,7 +21,14 @@ import torch
 from embedtrain.distributed import broadcast_object, is_main
 from embedtrain.errors import ConfigError
 from embedtrain.evaluation.beir import read_beir
-from embedtrain.evaluation.encoding import TextEncoder, encode, encode_shares, prompts_used, share_of_rank
+from embedtrain.evaluation.encoding import (
+    TextEncoder,
+    encode,
+    encode_shares,
+    prompts_used,
+    read_context,
+    share_of_rank,
+)
 from embedtrain.evaluation.result import EvaluationResult, QueryExample
 from embedtrain.evaluation.retrieval_data import RetrievalData, data_from_pairs
 from embedtrain.evaluation.search import merge_over_ranks, top_k
@@ -91,10 +98,11 @@ class RetrievalEvaluator:
 
     def __call__(self, encoder: TextEncoder, *, show_progress: bool = False) -> EvaluationResult:
         start = time.perf_counter()
+        context = read_context(encoder, self.texts, self.source)
         ranking = self._search(encoder, show_progress)
         if not is_main():
             return broadcast_object(None)  # type: ignore[return-value]  # what rank 0 measured
-        details = {"seconds": round(time.perf_counter() - start, 3), **prompts_used(encoder, self.source)}
+        details = {"seconds": round(time.perf_counter() - start, 3), **prompts_used(encoder, self.source), **context}
         return broadcast_object(measure_ranking(self.data, ranking, self.measures, details))
 
     def _search(self, encoder: TextEncoder, show_progress: bool) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from embedtrain.errors import ConfigError, DataError
-from embedtrain.evaluation.encoding import TextEncoder, encode_shares, prompts_used
+from embedtrain.evaluation.encoding import TextEncoder, encode_shares, prompts_used, read_context
 from embedtrain.evaluation.files import numbered_lines, open_text
 from embedtrain.evaluation.result import EvaluationResult
 from embedtrain.types import Role
@@ -52,6 +52,7 @@ class SimilarityEvaluator:
     def __call__(self, encoder: TextEncoder, *, show_progress: bool = False) -> EvaluationResult:
         start = time.perf_counter()
         texts = list(dict.fromkeys(self.data.first + self.data.second))  # many texts stand in several pairs
+        context = read_context(encoder, texts, self.source)
         embeddings = encode_shares(
             encoder,
             texts,
@@ -80,6 +81,7 @@ class SimilarityEvaluator:
                 "num_pairs": len(self.data.scores),
                 "seconds": round(time.perf_counter() - start, 3),
                 f"{self.role}_prompt": prompts_used(encoder, self.source).get(f"{self.role}_prompt", ""),
+                **context,
             },
         )
 

@@ -64,7 +64,16 @@ def _identity(encoder: Encoder) -> dict[str, Any]:
         "config": _config(encoder.backbone),
         "adapters": _adapter_scales(encoder.backbone),
         "arithmetic": str(encoder.encode_dtype or torch.float32).removeprefix("torch."),
+        **_context(encoder),
     }
+
+
+def _context(encoder: Encoder) -> dict[str, str | None]:
+    """The vectors that are read in front of each text; nothing of an encoder that reads none."""
+    if not encoder.num_context:
+        return {}
+    vectors: Tensor | None = encoder.backbone.context  # type: ignore[assignment]
+    return {"context": None if vectors is None else weights_hash({"context": vectors})}
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

@@ -133,7 +133,13 @@ def _tensors(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _heads(encoder: Encoder) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in _distinct("", encoder).items() if not name.startswith("backbone.")}
+    """All of an encoder but the model that reads its texts."""
+    beside = tuple(f"backbone.{part}." for part in getattr(encoder.backbone, "beside", ()))
+    return {
+        name: tensor
+        for name, tensor in _distinct("", encoder).items()
+        if not name.startswith("backbone.") or name.startswith(beside)
+    }
 
 
 def _distinct(prefix: str, module: nn.Module) -> dict[str, Tensor]:

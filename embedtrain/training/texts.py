@@ -1,4 +1,4 @@
-"""Texts of a run itself, for what is done with its finished model: proving the export, whitening."""
+"""Texts of a run itself, for what is done with its finished model: proving the export, whitening, a context."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def texts_of(sources: Sequence[Source], count: int) -> list[str]:
         example = source[(turn * _STRIDE) % len(source)]
         texts += [example.query, example.positives[0]]
     return texts[:count]
+
+
+def read_context(encoder: Encoder, sources: Sequence[Source]) -> None:
+    """Documents of the run's own data, for an encoder that reads some in front of each text: what its model folder will hold."""
+    if encoder.num_context:
+        encoder.set_context(texts_of(sources, 2 * encoder.num_context)[1::2])
 
 
 def whiten(config: dict[str, Any], encoder: Encoder, sources: Sequence[Source]) -> None:

@@ -42,8 +42,9 @@ def vectors(seed: int = 3) -> torch.Tensor:
 def one_at_a_time(model: ContextualBackbone, name: str, context: torch.Tensor) -> torch.Tensor:
     """By a model of transformers as it is, from vectors and positions written down for each text."""
     plain = AutoModel.from_pretrained(name, attn_implementation="eager").eval()
-    hidden, relu = model.to_prompts[0], torch.relu
-    prompts = model.to_prompts[2](relu(hidden(torch.ones(32)))).reshape(P, 32)
+    layers = model.context_layers.to_prompts
+    assert layers is not None
+    prompts = layers[2](torch.relu(layers[0](torch.ones(32)))).reshape(P, 32)
     family = plain.config.model_type
     learned = family in ("bert", "roberta")
     first = plain.config.pad_token_id + 1 if family == "roberta" else 0  # the model's first position
@@ -93,7 +94,8 @@ def test_a_document_of_the_context_is_two_layers_behind_the_mean_of_all_its_stat
     found = model.encode_context(RaggedTokens.from_lists(TEXTS, skip=[1, 1, 1, 1]))
     for ids, vector in zip(TEXTS, found, strict=True):
         mean = plain(torch.tensor([ids])).last_hidden_state[0].mean(0)
-        expected = model.to_context[2](torch.nn.functional.gelu(model.to_context[0](mean)))
+        layers = model.context_layers.to_context
+        expected = layers[2](torch.nn.functional.gelu(layers[0](mean)))
         torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -101,7 +103,7 @@ def test_a_document_of_the_context_is_two_layers_behind_the_mean_of_all_its_stat
 def test_without_a_context_the_null_vector_stands_for_all_of_it(folder):
     model, tokens = backbone(folder("bert")), RaggedTokens.from_lists(TEXTS)
     nothing = model(tokens)
-    torch.testing.assert_close(nothing, model(tokens, context=model.null.expand(J, -1)))
+    torch.testing.assert_close(nothing, model(tokens, context=model.context_layers.null.expand(J, -1)))
     model.context = vectors()
     torch.testing.assert_close(model(tokens), model(tokens, context=vectors()))
     assert not torch.allclose(model(tokens), nothing)
@@ -113,12 +115,12 @@ def test_in_training_a_share_of_the_context_is_null_by_text_and_learns(folder):
     context = torch.zeros(400, 32)
     torch.manual_seed(0)
     front = model._front(3, context)[:, :400]
-    dropped = (front == model.null).all(-1)
+    dropped = (front == model.context_layers.null).all(-1)
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert not torch.equal(dropped[0], dropped[1])
     front.sum().backward()
-    torch.testing.assert_close(model.null.grad, torch.full((32,), float(dropped.sum())))
-    assert not backbone(folder("bert"), null_share=0.0).null.requires_grad
+    torch.testing.assert_close(model.context_layers.null.grad, torch.full((32,), float(dropped.sum())))
+    assert not backbone(folder("bert"), null_share=0.0).context_layers.null.requires_grad
 
 
 def test_every_weight_of_both_encoders_gets_a_gradient(folder):

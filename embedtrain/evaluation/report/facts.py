@@ -108,6 +108,10 @@ def limits(run: RunFiles, changes: dict[str, list[Difference]]) -> str:
             notes.append(
                 f"{name}: {unjudged:,} queries of the folder have no relevant document in this split and were left out."
             )
+        if "context" in result.details:
+            notes.append(
+                f"{name}: texts were read behind {result.details['context']}. Behind others they have other embeddings."
+            )
     if not notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)

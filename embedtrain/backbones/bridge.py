@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from embedtrain.backbones.direction import Direction
 from embedtrain.backbones.loading import Weights
@@ -37,7 +37,7 @@ class BridgeBackbone(nn.Module):
     encoder: the first half, read at its last hidden states.
     llm: the second half, which takes vectors in place of its input embeddings.
     learned_tokens: vectors behind the connected states of each text.
-    connector: a folder with the connector's weights, as an export writes it (`connector/`); None: they are new.
+    connector: a folder with the connector's weights, as an export writes it (`bridge/`); None: they are new.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Connector(nn.Module):
 class Halves(nn.Module):
     """Encoder, connector and language model under the names that their weights have in a stage's hand-over and an export."""
 
-    def __init__(self, encoder: nn.Module, connector: nn.Module, llm: nn.Module) -> None:
+    def __init__(self, encoder: PreTrainedModel, connector: Connector, llm: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
         self.connector = connector

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from embedtrain.backbones.bridge import BridgeBackbone
 from embedtrain.backbones.facts import head_facts
 from embedtrain.backbones.lm_head import LanguageModelHead
 from embedtrain.backbones.transformer import TransformerBackbone
@@ -82,7 +83,7 @@ def write_heads(encoder: Encoder, folder: Path, dtype: torch.dtype, *, with_pool
 
 
 def read_heads(
-    folder: Path, backbone: TransformerBackbone, tokenizer: Any
+    folder: Path, backbone: TransformerBackbone | BridgeBackbone, tokenizer: Any
 ) -> tuple[nn.Module | None, dict[str, nn.Module]]:
     """(the pooling where it is one of these, the views by name). Raises CheckpointError for a head that we do not have."""
     file = folder / FOLDER / _FILE
@@ -110,7 +111,9 @@ def _described(head: nn.Module) -> dict[str, Any]:
     }
 
 
-def _built(described: dict[str, Any], backbone: TransformerBackbone, tokenizer: Any, file: Path) -> nn.Module:
+def _built(
+    described: dict[str, Any], backbone: TransformerBackbone | BridgeBackbone, tokenizer: Any, file: Path
+) -> nn.Module:
     kind = HEADS.get(described["head"])
     if kind is None:
         raise CheckpointError(
@@ -122,7 +125,9 @@ def _built(described: dict[str, Any], backbone: TransformerBackbone, tokenizer: 
     }
     wanted = _parameters(kind)
     options |= {name: x for name, x in head_facts(backbone, tokenizer).items() if name in wanted}
-    if "lm_head" in wanted:
+    if isinstance(backbone, BridgeBackbone):
+        backbone.refuse_head(kind.__name__, wanted)
+    elif "lm_head" in wanted:
         options["lm_head"] = LanguageModelHead(backbone)
     return kind(**options)
 

@@ -44,6 +44,12 @@ SPLADE = "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePool
 # The one module that sentence-transformers lacks; its file travels with the model.
 LATENT_ATTENTION_FILE = "modeling_latent_attention.py"
 LATENT_ATTENTION = "modeling_latent_attention.LatentAttentionPooling"
+# A Transformer that reads texts behind a context; its file too.
+CONTEXTUAL_FILE = "modeling_contextual.py"
+CONTEXTUAL = "modeling_contextual.ContextualTransformer"
+# A second model behind the Transformer; its file too.
+BRIDGE_FILE = "modeling_bridge.py"
+BRIDGE = "modeling_bridge.Bridge"
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -92,12 +98,15 @@ def code_beside(folder: Path) -> list[str]:
     return sorted(file for file in files if (folder / file).is_file())
 
 
-def modules(types: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """modules.json from (class, folder name without its number); module 0 lives at the root."""
-    return [
-        {"idx": i, "name": str(i), "path": f"{i}_{name}" if name else "", "type": kind}
-        for i, (kind, name) in enumerate(types)
-    ]
+def modules(types: list[tuple[str, str]], bridge: str | None = None) -> list[dict[str, Any]]:
+    """modules.json from (class, folder name without its number); module 0 lives at the root.
+
+    bridge: folder of the module between the first and the others, which keep the numbers of their folders.
+    """
+    steps = [(kind, f"{i}_{name}" if name else "") for i, (kind, name) in enumerate(types)]
+    if bridge is not None:
+        steps.insert(1, (BRIDGE, bridge))
+    return [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(steps)]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,6 +17,8 @@ from tokenizers import AddedToken, normalizers
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from embedtrain.backbones.bridge import BridgeBackbone
+from embedtrain.backbones.contextual import ContextualBackbone
 from embedtrain.backbones.facts import head_facts
 from embedtrain.backbones.lm_head import LanguageModelHead
 from embedtrain.backbones.locate import locate
@@ -25,6 +27,8 @@ from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError
+from embedtrain.export.bridge import read_bridge
+from embedtrain.export.contextual import is_contextual, load_backbone, take_context
 from embedtrain.export.folder import ModelFolder, PoolingFolder, dense_of
 from embedtrain.export.heads import read_heads
 from embedtrain.export.pooling import MODES
@@ -61,7 +65,7 @@ def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = Non
     """The encoder in a model folder, with its pooling, views, projection, norm, prompts and lengths.
 
     folder: a folder, a run directory, `package://<package>/<folder>`, or a name on the model hub.
-    backbone: further arguments of `TransformerBackbone`, such as `lora` or `dtype`.
+    backbone: further arguments of `TransformerBackbone`, such as `lora` or `dtype`; of a bridge those of both halves.
     dim: dimensions of the embedding, where the folder has a layer for each of several, or its first so many (Matryoshka).
 
     Raises CheckpointError where the folder is incomplete or holds a module that we do not have.
@@ -71,7 +75,11 @@ def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = Non
         raise CheckpointError(f"{model.path} cannot be read as it was published: {model.unsupported}.")
     if dim is not None:
         model = dense_of(model, dim)
-    transformer = TransformerBackbone(name=str(model.transformer), **(backbone or {}))
+    transformer: TransformerBackbone | BridgeBackbone
+    if model.bridge is None:
+        transformer = load_backbone(model.transformer, backbone or {})
+    else:
+        transformer = read_bridge(model.transformer, model.bridge, backbone or {})
     tokenizer = transformer.tokenizer()
     ours, views = read_heads(model.path, transformer, tokenizer)
     pooling = ours or _pooling(model.pooling, transformer, tokenizer)
@@ -139,14 +147,18 @@ def local_folder(model: str | Path) -> Path:
         ) from error
 
 
-def _pooling(said: PoolingFolder, backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def _pooling(
+    said: PoolingFolder, backbone: TransformerBackbone | BridgeBackbone, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
     head = _new_pooling(said, backbone, tokenizer)
     if _has_weights(said) and (said.state is None or backbone.weights == "pretrained"):
         _fill(head, said)
     return head
 
 
-def _new_pooling(said: PoolingFolder, backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def _new_pooling(
+    said: PoolingFolder, backbone: TransformerBackbone | BridgeBackbone, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
     facts, options = head_facts(backbone, tokenizer), dict(said.options)
     if said.name in MODES:
         return MODES[said.name]()
@@ -173,6 +185,7 @@ def _has_weights(said: PoolingFolder) -> bool:
 
 def _fill(head: nn.Module, said: PoolingFolder) -> None:
     """The head's weights out of its files. Raises CheckpointError naming keys and shapes that do not fit."""
+        assert isinstance(backbone, TransformerBackbone)  # a SparseEncoder has one model
     if said.state is not None:
         fill(head, said.state(), "the folder's head")
     elif isinstance(head, MultiVectorPooling) and head.linear is not None and said.weights is not None:
@@ -218,7 +231,10 @@ def _take_layers(pooling: ProjectedPooling, folders: tuple[Path, ...]) -> None:
 
 
 def _text_tokenizer(
-    model: ModelFolder, backbone: TransformerBackbone, tokenizer: PreTrainedTokenizerBase, pooling: nn.Module
+    model: ModelFolder,
+    backbone: TransformerBackbone | BridgeBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: nn.Module,
 ) -> TextTokenizer:
     if model.lower_case:
         _lower(tokenizer)

@@ -20,12 +20,16 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from embedtrain.backbones.bridge import Halves
+from embedtrain.backbones.contextual import FIRST_ENCODER
 from embedtrain.backbones.loading import quiet_transformers
 from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
 from embedtrain.export.heads import write_heads
+from embedtrain.export.bridge import BRIDGE, BRIDGE_NOTE, LANGUAGE_MODEL, write_connector
+from embedtrain.export.contextual import check_contextual, write_context
 from embedtrain.export.model_card import Loading, model_card
 from embedtrain.export.multi_vector import query_expansion
 from embedtrain.export.pooling import (
@@ -115,15 +119,22 @@ def write_files(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype
     stored = getattr(torch, dtype)
     splade = isinstance(pooling, SpladePooling)
     model = language_model(encoder, pooling) if splade else encoder.backbone.merged_model()  # type: ignore[operator,arg-type]
-    notes = _save_backbone(model, folder, stored)
-    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length)
-    types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored)]
+    notes = _save_models(model, folder, stored)
+    behind = tokenizer.ids_behind(tokenizer.prompts.same_behind() or "")
+    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length, behind=behind)
+    first = layout.TRANSFORMER
+    if encoder.num_context:
+        first = layout.CONTEXTUAL
+        notes += _save_backbone(encoder.backbone.get_submodule("first").merged_model(), folder / FIRST_ENCODER, stored)  # type: ignore[operator]
+        write_context(encoder, folder)
+    types = [(first, ""), *write_pooling(encoder, folder, stored)]
     kind = kind_of(pooling)
     if kind == "SentenceTransformer":
         types += _write_dense(encoder, folder, stored, first=len(types))
     write_heads(encoder, folder, stored, with_pooling=is_ours_alone(pooling))
     settings = {"max_seq_length": max_seq_length, "do_lower_case": False, **query_expansion(encoder)}
-    layout.write_json(folder / "modules.json", layout.modules(types))
+    bridge = BRIDGE if isinstance(model, Halves) else None
+    layout.write_json(folder / "modules.json", layout.modules(types, bridge))
     layout.write_json(folder / "sentence_bert_config.json", {**settings, **(TASK if splade else {})})
     layout.write_json(
         folder / "config_sentence_transformers.json",
@@ -153,6 +164,15 @@ def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in model.state_dict().items()
     }
+def _save_models(model: PreTrainedModel | Halves, folder: Path, dtype: torch.dtype) -> list[str]:
+    """The one model of a backbone, or the two of a bridge and what is between them."""
+    if not isinstance(model, Halves):
+        return _save_backbone(model, folder, dtype)
+    notes = _save_backbone(model.encoder, folder, dtype)
+    write_connector(model.connector, folder, dtype)
+    return [*notes, BRIDGE_NOTE, *_save_backbone(model.llm, folder / BRIDGE / LANGUAGE_MODEL, dtype)]
+
+
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=weights)
     path = folder / "config.json"
@@ -232,8 +252,11 @@ def _card(encoder: Encoder, folder: Path, record: RunRecord | None, similarity: 
     record = with_facts_of(encoder, record or RunRecord(), similarity=_similarity(kind, similarity))
     loading = Loading(
         kind=kind,
-        trust_remote_code=ships_code(encoder.pooling) or bool(layout.code_beside(folder)),
-        ours_alone=is_ours_alone(encoder.pooling),
+        trust_remote_code=ships_code(encoder.pooling)
+        or (folder / layout.BRIDGE_FILE).exists()
+        or bool(encoder.num_context)
+        or bool(layout.code_beside(folder)),
+        ours_alone=is_ours_alone(encoder),
     )
     return model_card(record, notes=notes, loading=loading)
 

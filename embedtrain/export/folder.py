@@ -48,8 +48,8 @@ class ModelFolder:
     path: Path
     transformer: Path  # folder of the transformers model and its tokenizer
     pooling: PoolingFolder
-    views: Mapping[str, PoolingFolder] = field(default_factory=dict)  # further embeddings of each text, by name
     bridge: Path | None = None  # folder of what stands between the transformer and the pooling: bridge.py
+    views: Mapping[str, PoolingFolder] = field(default_factory=dict)  # further embeddings of each text, by name
     prompts: Mapping[str, str] = field(default_factory=dict)  # all of them, by name
     markers: tuple[str, ...] = ()  # prompts, or their first words, that are one token each
     max_query_length: int | None = None  # tokens; None: as long as model and tokenizer allow
@@ -79,10 +79,10 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     if first is None:
         raise CheckpointError(f"{path}/modules.json: expected a Transformer first, got {_names(steps) or 'nothing'}.")
     settings = _transformer_settings(first, kind)
+    bridge = steps.pop(0)[1] if steps and steps[0][0] == layout.BRIDGE else None
     if language_model:
         settings["transformer_task"] = "fill-mask"
     if kind == "MultiVectorEncoder":
-    bridge = steps.pop(0)[1] if steps and steps[0][0] == layout.BRIDGE else None
         options, linears, normalize = read_multi_vector(steps)
         pooling = PoolingFolder(
             name="multi_vector",
@@ -100,7 +100,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         transformer=first,
         pooling=pooling,
         bridge=bridge,
-        prompts={name: prompt or "" for name, prompt in model.get("prompts", {}).items()} | read_templates(path),
+        prompts={name: prompt or "" for name, prompt in model.get("prompts", {}).items()},
         max_query_length=settings.get("query_length") or settings.get("max_seq_length"),
         max_document_length=settings.get("document_length") or settings.get("max_seq_length"),
         query_augmentation=read_query_expansion(settings, first / "sentence_bert_config.json"),

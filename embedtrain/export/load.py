@@ -18,7 +18,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from embedtrain.backbones.bridge import BridgeBackbone
-from embedtrain.backbones.contextual import ContextualBackbone
 from embedtrain.backbones.facts import head_facts
 from embedtrain.backbones.lm_head import LanguageModelHead
 from embedtrain.backbones.locate import locate
@@ -28,7 +27,6 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError
 from embedtrain.export.bridge import read_bridge
-from embedtrain.export.contextual import is_contextual, load_backbone, take_context
 from embedtrain.export.folder import ModelFolder, PoolingFolder, dense_of
 from embedtrain.export.heads import read_heads
 from embedtrain.export.pooling import MODES
@@ -77,7 +75,7 @@ def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = Non
         model = dense_of(model, dim)
     transformer: TransformerBackbone | BridgeBackbone
     if model.bridge is None:
-        transformer = load_backbone(model.transformer, backbone or {})
+        transformer = TransformerBackbone(name=str(model.transformer), **(backbone or {}))
     else:
         transformer = read_bridge(model.transformer, model.bridge, backbone or {})
     tokenizer = transformer.tokenizer()
@@ -168,6 +166,7 @@ def _new_pooling(
             return FirstLastPooling()
         return LayerAveragePooling(layers=options["layers"], pooling=inner, num_layers=facts["num_layers"])
     if said.name == "splade":
+        assert isinstance(backbone, TransformerBackbone)  # a SparseEncoder has one model
         return SpladePooling(lm_head=LanguageModelHead(backbone), vocab_size=facts["vocab_size"], **options)
     if said.name == "multi_vector":
         known = {name: facts[name] for name in ("hidden_size", "punctuation_ids")}
@@ -185,7 +184,6 @@ def _has_weights(said: PoolingFolder) -> bool:
 
 def _fill(head: nn.Module, said: PoolingFolder) -> None:
     """The head's weights out of its files. Raises CheckpointError naming keys and shapes that do not fit."""
-        assert isinstance(backbone, TransformerBackbone)  # a SparseEncoder has one model
     if said.state is not None:
         fill(head, said.state(), "the folder's head")
     elif isinstance(head, MultiVectorPooling) and head.linear is not None and said.weights is not None:

@@ -190,7 +190,6 @@ def make_plan(config: dict[str, Any], *, world: int, hardware: Hardware | None =
     A model whose configuration ships with the recipes is not looked for anywhere else. Raises ConfigError or DataError where
     the loss does not fit the model, its teachers or the scores of the rows.
     """
-    known = pinned(config["backbone"]["name"])
     with ExitStack() as stack:
 
         def stood_in(node: Mapping[str, Any]) -> dict[str, str]:

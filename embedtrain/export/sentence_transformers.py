@@ -21,15 +21,13 @@ import torch
 from transformers import PreTrainedModel
 
 from embedtrain.backbones.bridge import Halves
-from embedtrain.backbones.contextual import FIRST_ENCODER
 from embedtrain.backbones.loading import quiet_transformers
 from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
-from embedtrain.export.heads import write_heads
 from embedtrain.export.bridge import BRIDGE, BRIDGE_NOTE, LANGUAGE_MODEL, write_connector
-from embedtrain.export.contextual import check_contextual, write_context
+from embedtrain.export.heads import write_heads
 from embedtrain.export.model_card import Loading, model_card
 from embedtrain.export.multi_vector import query_expansion
 from embedtrain.export.pooling import (
@@ -120,14 +118,8 @@ def write_files(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype
     splade = isinstance(pooling, SpladePooling)
     model = language_model(encoder, pooling) if splade else encoder.backbone.merged_model()  # type: ignore[operator,arg-type]
     notes = _save_models(model, folder, stored)
-    behind = tokenizer.ids_behind(tokenizer.prompts.same_behind() or "")
-    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length, behind=behind)
-    first = layout.TRANSFORMER
-    if encoder.num_context:
-        first = layout.CONTEXTUAL
-        notes += _save_backbone(encoder.backbone.get_submodule("first").merged_model(), folder / FIRST_ENCODER, stored)  # type: ignore[operator]
-        write_context(encoder, folder)
-    types = [(first, ""), *write_pooling(encoder, folder, stored)]
+    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length)
+    types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored)]
     kind = kind_of(pooling)
     if kind == "SentenceTransformer":
         types += _write_dense(encoder, folder, stored, first=len(types))
@@ -159,11 +151,6 @@ def _similarity(kind: layout.Kind, dense: str) -> str:
     return {"SentenceTransformer": dense, "MultiVectorEncoder": "maxsim", "SparseEncoder": "dot"}[kind]
 
 
-def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> list[str]:
-    weights = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in model.state_dict().items()
-    }
 def _save_models(model: PreTrainedModel | Halves, folder: Path, dtype: torch.dtype) -> list[str]:
     """The one model of a backbone, or the two of a bridge and what is between them."""
     if not isinstance(model, Halves):
@@ -173,6 +160,11 @@ def _save_models(model: PreTrainedModel | Halves, folder: Path, dtype: torch.dty
     return [*notes, BRIDGE_NOTE, *_save_backbone(model.llm, folder / BRIDGE / LANGUAGE_MODEL, dtype)]
 
 
+def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> list[str]:
+    weights = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in model.state_dict().items()
+    }
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=weights)
     path = folder / "config.json"
@@ -254,9 +246,8 @@ def _card(encoder: Encoder, folder: Path, record: RunRecord | None, similarity: 
         kind=kind,
         trust_remote_code=ships_code(encoder.pooling)
         or (folder / layout.BRIDGE_FILE).exists()
-        or bool(encoder.num_context)
         or bool(layout.code_beside(folder)),
-        ours_alone=is_ours_alone(encoder),
+        ours_alone=is_ours_alone(encoder.pooling),
     )
     return model_card(record, notes=notes, loading=loading)
 

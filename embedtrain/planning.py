@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from embedtrain.assemble import build_encoder, build_sources
+from embedtrain.backbones.soft_mask import refuse_unfinished
 from embedtrain.config.build import build
 from embedtrain.config.models import with_models
 from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
@@ -237,6 +238,8 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan
     steps = training["max_steps"]
     if steps is None and per_epoch:
         steps = per_epoch * training["epochs"]
+    if encoder is not None and steps is not None:
+        refuse_unfinished(encoder, steps)
     planned = [plan_pool(config, pool, world) for pool in pools]
     tokens = max(plan.tokens_per_step for plan in planned)
     return Plan(

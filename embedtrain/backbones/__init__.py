@@ -7,6 +7,7 @@ published/            models whose code is their own, expressed by transformers;
 ragged.py             where texts lie in the flat run; what a query may see
 positions.py          where position ids start, and how many there are
 position_bias.py      what is added to scores by position alone
+soft_mask.py          a mask of the future that opens as training goes on
 attention.py          the attention that transformers calls for us, and which kernel it picks
 grouped_attention.py  the kernel on a CPU                padded_attention.py  the fallback on accelerators
 padded.py             the adapter for models that have no ragged path

@@ -6,6 +6,8 @@
        lets a query see and hand the layers that `Visibility`: the model's own word, whatever its family;
     2. calls `ragged_attention` in each layer with flat queries, keys and values of all texts.
 
+A padded model whose attention has a bias by position runs transformers' own mask through `biased_attention`, under `BIASED`.
+
 Kernels by device: CPU -> `grouped_attention`; CUDA -> `torch.nn.attention.varlen` (flash attention, fp16 and bf16, no
 dropout, no bias by position); everything else -> `padded_attention`.
 """
@@ -20,13 +22,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from embedtrain.backbones.grouped_attention import grouped_attention
 from embedtrain.backbones.padded_attention import padded_attention
-from embedtrain.backbones.position_bias import Alibi, PositionBias
+from embedtrain.backbones.position_bias import Alibi, PositionBias, padded_bias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ except ImportError:  # torch < 2.10
     _varlen = None
 
 KERNEL = "embedtrain_ragged"
+BIASED = "embedtrain_biased"
 
 # What a family may pass to its attention beyond q, k, v that would change the result, and that no kernel here has.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
@@ -50,6 +54,8 @@ class UnsupportedByRaggedKernel(Exception):
 def register() -> None:
     AttentionInterface.register(KERNEL, ragged_attention)
     AttentionMaskInterface.register(KERNEL, _visibility_instead_of_mask)
+    AttentionInterface.register(BIASED, biased_attention)
+    AttentionMaskInterface.register(BIASED, sdpa_mask)
 
 
 def ragged_attention(
@@ -62,12 +68,13 @@ def ragged_attention(
     layout: RaggedLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    bias: PositionBias | None = None,
     alibi_slopes: tuple[float, ...] | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature: query `[1, heads, S, d]`, key and value `[1, kv_heads, S, d]` -> `[1, S, heads, d]`.
 
-    alibi_slopes: of each head, from a model that has them (`alibi_bert.py`).
+    bias: of the backbone (`soft_mask.py`). alibi_slopes: of each head, from a model that has them (`alibi_bert.py`).
     """
     for name in _UNSUPPORTED:
         if extra.get(name) is not None:
@@ -76,12 +83,43 @@ def ragged_attention(
         raise UnsupportedByRaggedKernel("it does not pass keyword arguments on to its attention")
     if not isinstance(attention_mask, Visibility):
         raise UnsupportedByRaggedKernel("it makes its attention mask by itself")
-    bias = None if alibi_slopes is None else Alibi(alibi_slopes)
+    if alibi_slopes is not None:
+        bias = Alibi(alibi_slopes)
     kernel = _kernel_for(query, dropout, bias)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     options = {"layout": layout, "visibility": attention_mask, "scale": scale, "dropout": dropout, "bias": bias}
     out = kernel(query[0], key[0], value[0], **options)
     return out.unsqueeze(0), None
+
+
+def biased_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: RaggedLayout,
+    bias: PositionBias | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The same signature for padded texts, padding on the right: query `[N, heads, T, d]` -> `[N, T, heads, d]`.
+
+    attention_mask: true where a query sees a key, [N, 1, T, T]; None: everywhere.
+    """
+    longest = query.shape[2]
+    mask = attention_mask
+    if bias is not None:
+        mask = padded_bias(bias, layout, query.device).to(query.dtype)
+        if attention_mask is not None:
+            itself = torch.eye(longest, dtype=torch.bool, device=query.device)  # see padded_attention.py
+            mask = mask.masked_fill(~(attention_mask | itself), float("-inf"))
+    if query.shape[1] != key.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def _kernel_for(query: Tensor, dropout: float, bias: PositionBias | None) -> Callable[..., Tensor]:

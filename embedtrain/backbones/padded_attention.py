@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embedtrain.backbones.position_bias import PositionBias
+from embedtrain.backbones.position_bias import PositionBias, padded_bias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
 
@@ -42,10 +42,7 @@ def padded_attention(
 
     mask = allowed[:, None]  # [N, 1, T, T]; with a bias [N, heads or 1, T, T], numbers
     if bias is not None:
-        added = bias.pattern(longest, device)
-        if bias.factors is not None:
-            added = torch.tensor(bias.factors, device=device)[:, None, None] * added
-        mask = added.to(query.dtype).masked_fill(~mask, float("-inf"))
+        mask = padded_bias(bias, layout, device).to(query.dtype).masked_fill(~mask, float("-inf"))
 
     def pad(x: Tensor) -> Tensor:  # [heads, S, d] -> [N, heads, T, d]
         padded = x.new_zeros(len(layout.lengths), longest, x.shape[0], x.shape[2])

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from embedtrain.backbones.ragged import RaggedLayout
+
 
 class PositionBias(Protocol):
     """Added to the scaled score of query i and key j of head h:  factors[h] * pattern[i, j]."""
@@ -20,6 +22,18 @@ class PositionBias(Protocol):
     def pattern(self, length: int, device: torch.device) -> Tensor:
         """[length, length] fp32, query by key, of a text of so many tokens. Minus infinity hides a key."""
         ...
+
+
+def padded_bias(bias: PositionBias, layout: RaggedLayout, device: torch.device) -> Tensor:
+    """Of every text, [N, heads or 1, T, T] fp32; 0 where a text has no token."""
+    patterns = torch.zeros(len(layout.lengths), 1, layout.longest, layout.longest, device=device)
+    text = 0
+    for _, texts, length in layout.groups:
+        patterns[text : text + texts, :, :length, :length] = bias.pattern(length, device)
+        text += texts
+    if bias.factors is None:
+        return patterns
+    return patterns * torch.tensor(bias.factors, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)

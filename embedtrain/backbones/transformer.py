@@ -30,6 +30,7 @@ from embedtrain.backbones.positions import first_position, longest_text, refuse_
 from embedtrain.backbones.ragged import RaggedLayout
 from embedtrain.backbones.random_bits import replace_dropout
 from embedtrain.backbones.routing import routing_weights
+from embedtrain.backbones.soft_mask import SoftMask
 from embedtrain.errors import ConfigError, TrainingError
 from embedtrain.types import RaggedTokens
 
@@ -43,8 +44,9 @@ class TransformerBackbone(nn.Module):
 
     name: a folder, a name on the model hub, or `package://<package>/<folder>` inside an installed Python package.
     weights: "pretrained", or "random" to start from the configuration alone (also on the meta device).
-    attention: "bidirectional" or "causal"; None keeps the model's own. A decoder made bidirectional says so in its
-        config (`is_causal: false`), so the exported model stays so elsewhere.
+    attention: "bidirectional" or "causal"; "soft" goes from causal to bidirectional while it trains; None keeps the model's
+        own. A decoder made bidirectional says so in its config (`is_causal: false`), so the exported model stays so elsewhere.
+    soft_mask: the keys of `SoftMask`, with attention "soft".
     dtype: of frozen weights, "float32" or "bfloat16". Weights that train are always fp32; compute in bf16 by
         `training.mixed_precision`.
     lora: None trains every weight; else the keys of `Lora`.
@@ -60,7 +62,7 @@ class TransformerBackbone(nn.Module):
         *,
         name: str,
         weights: Weights = "pretrained",
-        attention: Direction | None = None,
+        attention: Direction | Literal["soft"] | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         lora: Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
@@ -69,10 +71,11 @@ class TransformerBackbone(nn.Module):
         trust_remote_code: bool = False,
         dropout: float | None = None,
         positions: int | None = None,
+        soft_mask: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _refuse_unknown("backbone.weights", weights, ("pretrained", "random"))
-        _refuse_unknown("backbone.attention", attention, (None, "bidirectional", "causal"))
+        _refuse_unknown("backbone.attention", attention, (None, "bidirectional", "causal", "soft"))
         _refuse_unknown("backbone.dtype", dtype, ("float32", "bfloat16"))
         _refuse_unknown("backbone.kernel", kernel, ("auto", "ragged", "padded"))
         if dtype != "float32" and lora is None:
@@ -90,6 +93,7 @@ class TransformerBackbone(nn.Module):
         if positions is not None:
             extend_positions(self.hf_model, positions, name)
         self.hidden_size: int = self.config.hidden_size
+        self.soft_mask = _soft_mask(attention, soft_mask)
         self._turn(attention)
         self._expected = attention
         self.direction: Direction | None = None  # as observed; None on the meta device, where nothing can be
@@ -108,7 +112,9 @@ class TransformerBackbone(nn.Module):
         self._asked: Kernel = kernel
         self._kernel: Literal["ragged", "padded"] = "padded"
         self._proved: set[str] = set()  # device types on which the kernel and the direction were proved
-        if kernel != "padded":
+        if kernel == "padded":
+            self._use("padded")
+        else:
             self._take_ragged(self._lacks_for_ragged())
         self._prove(self.device)
 
@@ -184,10 +190,13 @@ class TransformerBackbone(nn.Module):
         """`read`: token ids [S] or vectors [S, H]."""
         if "use_cache" in self._accepts:
             options = {**options, "use_cache": False}
+        bias = None if self.soft_mask is None else self.soft_mask.bias
+        biased: dict[str, Any] = {} if bias is None else {"bias": bias}
         if positions is not None:
             positions = positions.to(read.device, non_blocking=True) + self._first_position
         if self._kernel == "padded":
-            return padded_states(self.hf_model, read, layout, options, positions)
+            placed = {} if self.soft_mask is None else {"layout": layout}
+            return padded_states(self.hf_model, read, layout, {**options, **placed, **biased}, positions)
         if positions is None:
             positions = layout.positions(read.device) + self._first_position
         output = self.hf_model(
@@ -197,6 +206,7 @@ class TransformerBackbone(nn.Module):
             position_ids=positions.unsqueeze(0),
             layout=layout,
             **options,
+            **biased,
         )
         states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
         found = [state.squeeze(0) for state in states]
@@ -204,14 +214,14 @@ class TransformerBackbone(nn.Module):
             found.append(routing_weights(output.router_logits))
         return found
 
-    def _turn(self, attention: Direction | None) -> None:
+    def _turn(self, attention: Direction | Literal["soft"] | None) -> None:
         """Sets the direction of a decoder. Whether it took is for `_prove` to see."""
         if attention is None:
             return
         decoder = any(getattr(module, "is_causal", False) for module in self.hf_model.modules())
-        if attention == "causal" and not decoder:
+        if attention in ("causal", "soft") and not decoder:
             raise ConfigError(
-                f"backbone.attention: causal was asked for, but {self.name} ({self.config.model_type}) is an encoder: "
+                f"backbone.attention: {attention} was asked for, but {self.name} ({self.config.model_type}) is an encoder: "
                 "its attention is bidirectional. Leave it null or use a decoder."
             )
         if decoder:
@@ -241,9 +251,9 @@ class TransformerBackbone(nn.Module):
 
     def _use(self, kernel: Literal["ragged", "padded"]) -> None:
         self._kernel = kernel
-        if kernel == "ragged":
-            ragged_kernel.register()
-        wanted = ragged_kernel.KERNEL if kernel == "ragged" else self._padded_attention
+        ragged_kernel.register()
+        padded = self._padded_attention if self.soft_mask is None else ragged_kernel.BIASED
+        wanted = ragged_kernel.KERNEL if kernel == "ragged" else padded
         if self.config._attn_implementation != wanted:
             self.hf_model.set_attn_implementation(wanted)
 
@@ -253,24 +263,45 @@ class TransformerBackbone(nn.Module):
         if device.type == "meta":
             return
         training = self.hf_model.training
+        made = 0.0 if self.soft_mask is None else self.soft_mask.step
         self.hf_model.eval()
         try:
             if self._kernel == "ragged":
+                self._set_mask(0.5)  # neither of the two that there would be without it
                 self._take_ragged(self._parity(device))
             vocabulary = self.config.vocab_size
-            seen = observed_direction(lambda tokens: self._states(tokens.to(device))[-1], vocabulary)
+            for share, expected in self._directions():
+                self._set_mask(share)
+                seen = observed_direction(lambda tokens: self._states(tokens.to(device))[-1], vocabulary)
+                self._refuse_other(seen, expected, device)
         finally:
             self.hf_model.train(training)
-        if self._expected is not None and seen != self._expected:
-            raise TrainingError(
-                f"backbone.attention: {self._expected} was asked for, but {self.name} behaves {seen} on {device.type} "
-                f"({self._kernel} kernel): changing the last token "
-                f"{'moved' if seen == 'bidirectional' else 'did not move'} the first hidden state. "
-                "Use another backbone.attention, or a version of transformers that honours config.is_causal."
-            )
+            if self.soft_mask is not None:
+                self.soft_mask.step = made
         self.direction = seen
         self._proved.add(device.type)
         log.info("backbone %s: %s attention, %s kernel on %s", self.name, seen, self._kernel, device.type)
+
+    def _directions(self) -> list[tuple[float, Direction | None]]:
+        """What is to be seen at which share of the opening of a soft mask; the last is how the model ends."""
+        if self.soft_mask is not None:
+            return [(0.0, "causal"), (1.0, "bidirectional")]
+        return [(1.0, None if self._expected == "soft" else self._expected)]
+
+    def _set_mask(self, share: float) -> None:
+        if self.soft_mask is not None:
+            self.soft_mask.step = share * self.soft_mask.steps
+
+    def _refuse_other(self, seen: Direction, expected: Direction | None, device: torch.device) -> None:
+        if expected is None or seen == expected:
+            return
+        asked = expected if self.soft_mask is None else f"soft, and so {expected} at one end,"
+        raise TrainingError(
+            f"backbone.attention: {asked} was asked for, but {self.name} behaves {seen} on {device.type} "
+            f"({self._kernel} kernel): changing the last token "
+            f"{'moved' if seen == 'bidirectional' else 'did not move'} the first hidden state. "
+            "Use another backbone.attention, or a version of transformers that honours config.is_causal."
+        )
 
     def _parity(self, device: torch.device) -> str | None:
         """Why ragged states are not those of the padded model, if they are not."""
@@ -290,6 +321,15 @@ class TransformerBackbone(nn.Module):
         if torch.is_autocast_enabled(device.type):
             return tolerance(torch.get_autocast_dtype(device.type))
         return tolerance(self.hf_model.dtype)
+
+
+def _soft_mask(attention: str | None, settings: Mapping[str, Any] | None) -> SoftMask | None:
+    if (attention == "soft") != (settings is not None):
+        raise ConfigError(
+            f"backbone.soft_mask={dict(settings) if settings else None}, with backbone.attention={attention}: a soft mask needs "
+            "both, such as attention=soft soft_mask.steps=1000, and any other attention neither."
+        )
+    return None if settings is None else SoftMask(**settings)
 
 
 def _refuse_unknown(key: str, value: object, known: tuple[object, ...]) -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from embedtrain.backbones.bridge import Halves
 from embedtrain.backbones.loading import quiet_transformers
+from embedtrain.backbones.soft_mask import refuse_half_open
 from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
@@ -85,6 +86,7 @@ def export(
     """
     path = Path(path)
     check_exportable(encoder)
+    refuse_half_open(encoder)
     texts, notes = probe_texts(probes, encoder.tokenizer)
     expected = expected_embeddings(encoder, texts)
     with staged_folder(path, needed=_bytes(encoder, getattr(torch, dtype))) as partial:

@@ -88,6 +88,8 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
     backbone = node.get("backbone") or {}
     if backbone.get("lora"):
         backbone["lora"] = {**backbone["lora"], "r": 4}
+    if backbone.get("soft_mask"):
+        backbone["soft_mask"] = {**backbone["soft_mask"], "steps": STEPS}
     if backbone.get("dtype"):
         backbone["dtype"] = "float32"
     if not label or training:

@@ -15,6 +15,7 @@ from torch import nn
 
 from embedtrain import distributed
 from embedtrain.assemble import build_sources
+from embedtrain.backbones.soft_mask import refuse_unfinished
 from embedtrain.config.build import build
 from embedtrain.config.rules import negatives_read
 from embedtrain.data.describe import describe
@@ -166,6 +167,7 @@ def build_trainer(
         **{key: optim[key] for key in ("learning_rate", "weight_decay", "head_learning_rate", "layer_decay", "groups")},
     )
     total = training["epochs"] * len(loader) if training["max_steps"] is None else training["max_steps"]
+    refuse_unfinished(encoder, total)
     if negatives is not None:
         negatives.total_steps = total
     return Trainer(

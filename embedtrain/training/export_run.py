@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtrain.assemble import build_encoder, build_sources, build_teachers
+from embedtrain.backbones.soft_mask import set_step
 from embedtrain.config.compose import load_saved
 from embedtrain.config.models import model_name
 from embedtrain.config.stages import stage_configs
@@ -47,6 +48,7 @@ def encoder_at(config: Mapping[str, Any], before: Path | None, checkpoint: Check
         take_over(encoder, before)
     learned = build_learned(config, encoder, build_teachers(config))
     load_weights(checkpoint, build_named(config, encoder, learned))
+    set_step(encoder, checkpoint.step)
     return encoder
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from embedtrain import distributed
+from embedtrain.backbones.soft_mask import set_step
 from embedtrain.data.loader import StepLoader
 from embedtrain.errors import TrainingError
 from embedtrain.training.callbacks import Callback
@@ -108,6 +109,7 @@ class Trainer:
         """Make updates `start` .. `total_steps`. Returns the number made in all. Raises Terminated after a signal."""
         done = start
         speed = SpeedMeter()
+        set_step(self.step.encoder, done)
         hidden = None if distributed.is_main() else True  # None: shown on a terminal; a log file gets lines instead
         bar = tqdm(total=self.total_steps, initial=start, desc="train", unit="step", disable=hidden)
         with self._signals(), bar:
@@ -126,6 +128,7 @@ class Trainer:
                     self.on_first_step(micro_batches)
                 result, norm = self._update(micro_batches, done)
                 done += 1
+                set_step(self.step.encoder, done)
                 bar.update()
                 bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
                 if done % self.log_every == 0 or done in (start + 1, self.total_steps):

@@ -67,7 +67,7 @@ def describe_neighbourhoods(sampler: Sampler) -> str:
         if name in sampler.clusters:
             clusters = sampler.clusters[name]
             rows = plan.rows.row[plan.rows.source == number]
-            met = clusters_met(clusters[rows], plan.sizes[source_of == number])
+            met = clusters_met(clusters[rows], sampler.slices(plan.sizes[source_of == number]))
             lines.append(
                 f"neighbourhoods of {name}: {clusters.max() + 1:,} clusters; {(met == 1).mean():.1%} of its batches are of one, "
                 f"and a batch is of {met.mean():.2f} on average"

@@ -14,6 +14,7 @@ to ask for a later step. The plan of an epoch:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,6 +80,8 @@ class Sampler:
     num_negatives       hard negatives likewise
     drop_last           leave out the tail of each pass (a different one each time)
     sources_per_batch   sources that fill a batch, an equal part of each; 1 leaves it to `mixture.batching`
+    softmaxes           (micro-batches, ranks) whose slices of a batch share no negatives: a neighbourhood each, in place of one
+                        neighbourhood a batch
     clusters            of each row of some sources [R], by source, numbered so that near numbers are near clusters: batches of
                         such a source are neighbourhoods
 
@@ -95,6 +98,7 @@ class Sampler:
         num_negatives: int | None = None,
         drop_last: bool = False,
         sources_per_batch: int = 1,
+        softmaxes: tuple[int, int] = (1, 1),
         clusters: Mapping[str, Ints] | None = None,
     ) -> None:
         _check_numbers(global_batch_size, num_positives, num_negatives)
@@ -104,6 +108,7 @@ class Sampler:
         self.global_batch_size = global_batch_size
         self.drop_last = drop_last
         self.sources_per_batch = sources_per_batch
+        self.softmaxes = softmaxes
         # Of each source:
         self.batch_sizes = [_or(source.batch_size, global_batch_size) for source in sources]
         self.num_positives = [_or(source.num_positives, num_positives) for source in sources]
@@ -167,6 +172,8 @@ class Sampler:
                 digest.update(name.encode())
                 digest.update(self.clusters[name].tobytes())
             known["the neighbourhoods of the data"] = digest.hexdigest()
+            if self.softmaxes != (1, 1):
+                known["micro-batches and ranks, which share no negatives,"] = " x ".join(map(str, self.softmaxes))
         return known
 
     def batches_per_pass(self, source: int) -> int:
@@ -259,11 +266,19 @@ class Sampler:
             order = grouped(self.mixture.indexes[source].label_ids, keys, sizes, shape, generator)
             meeting = count_meeting(keys, order, sizes)
         elif clusters is not None:
-            order = neighbourhoods(clusters, keys, sizes, batch, generator)
-            meeting = count_meeting(keys, order, sizes)
+            slices = self.slices(sizes)
+            order = neighbourhoods(clusters, keys, slices, batch // math.prod(self.softmaxes), generator)
+            meeting = count_meeting(keys, order, slices)
         else:
             order, meeting = spread(keys, sizes, generator)
         return EpochPlan(rows[order], _offsets(sizes), meeting)
+
+    def slices(self, sizes: Ints) -> Ints:
+        """Rows of every softmax, in the order of the rows, of batches of so many rows."""
+        for parts in self.softmaxes:
+            ends = sizes[:, None] * np.arange(parts + 1) // parts  # as `part` cuts
+            sizes = np.diff(ends, axis=1).ravel()
+        return sizes
 
     def draws(self, rows: Rows, negatives: Mapping[str, Ints] | None = None) -> list[tuple[list[int], list[int]]]:
         """(positives, hard negatives) that each row brings: their numbers in the row.
@@ -317,6 +332,7 @@ class Sampler:
                 _check_classes(name, self.batch_sizes[number], per_label, self.mixture.indexes[number])
             if name in self.clusters:
                 _check_clusters(name, self.clusters[name], int(self.mixture.sizes[number]), per_label, one_source)
+                _check_slices(name, self.batch_sizes[number], self.softmaxes)
         what = "parts" if self.is_of_parts else "batches"
         filled = [batch // self.sources_per_batch for batch in self.batch_sizes]
         short = [
@@ -363,6 +379,11 @@ def part(count: int, number: int, parts: int) -> slice:
     return slice(count * number // parts, count * (number + 1) // parts)
 
 
+def softmaxes(training: Mapping[str, Any], world_size: int) -> tuple[int, int]:
+    """(micro-batches, ranks) whose slices of a batch share no negatives, where that is so by the wish of `training.gather`."""
+    return (1, 1) if training["gather"] else (training["accumulation_steps"], world_size)
+
+
 def refuse_small_batches(sampler: Sampler, world_size: int, accumulation_steps: int) -> None:
     """Raises ConfigError where some rank would have no row of some micro-batch."""
     smallest, source = sampler.smallest_batch
@@ -407,6 +428,16 @@ def _check_clusters(name: str, clusters: Ints, rows: int, per_label: int | None,
     if clusters.shape != (rows,):
         raise DataError(
             f"data.sources.{name}: {rows:,} rows, and {clusters.size:,} of them have a cluster. Expected all."
+        )
+
+
+def _check_slices(name: str, batch: int, softmaxes: tuple[int, int]) -> None:
+    if batch % math.prod(softmaxes):
+        micro, ranks = softmaxes
+        raise ConfigError(
+            f"training.gather=false: {batch} queries of data.sources.{name} cannot be shared out equally among {micro} "
+            f"micro-batches x {ranks} ranks, of which each has a neighbourhood of its own. Use a training.global_batch_size that is "
+            f"a multiple of {micro * ranks}."
         )
 
 

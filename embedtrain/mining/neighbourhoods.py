@@ -90,10 +90,19 @@ class KMeans:
         self.seed = seed
         self.train_points = train_points
 
-    def clusters_of(self, mixture: Mixture, *, batch_size: int, encoder: Encoder, run_dir: Path) -> dict[str, Ints]:
+    def clusters_of(
+        self,
+        mixture: Mixture,
+        *,
+        batch_size: int,
+        encoder: Encoder,
+        run_dir: Path,
+        softmaxes: tuple[int, int] = (1, 1),
+    ) -> dict[str, Ints]:
         """The cluster of each row of each source [R]. Every rank calls it, and all get the same.
 
         batch_size   queries of a global batch, for sources that do not say their own
+        softmaxes    (micro-batches, ranks) that share no negatives: a cluster for each of them
         run_dir      of the run or the stage. With a checkpoint in it, the clusters are those that it began with
 
         Raises CheckpointError where those are gone or damaged, TrainingError where they are of other rows.
@@ -121,7 +130,7 @@ class KMeans:
                 name,
                 source,
                 model,
-                count=self.num_clusters(len(source), source.batch_size or batch_size),
+                count=self.num_clusters(len(source), max(1, (source.batch_size or batch_size) // math.prod(softmaxes))),
                 folder=folder,
                 manifest={"rows": rows[name], **by},
             )

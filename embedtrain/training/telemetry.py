@@ -57,20 +57,25 @@ class BatchFacts:
 
 
 def batch_facts(
-    micro_batches: Sequence[TokenBatch], *, in_batch: bool = True, padded_chunk_tokens: int | None = None
+    micro_batches: Sequence[TokenBatch],
+    *,
+    in_batch: bool = True,
+    padded_chunk_tokens: int | None = None,
+    gather: bool = True,
 ) -> BatchFacts:
     """Count what the queries of one step are contrasted with. Every rank calls it; every rank gets the same answer.
 
     `in_batch`: whether the loss reads negatives of other queries.
+    `gather`: whether a query is contrasted with the documents of all ranks, or of its own.
     `padded_chunk_tokens`: the budget of a chunk, where the backbone pads inside chunks; None: it does not pad.
     """
     pairs = Counter[str]()
     queries = documents = tokens = truncated = read = 0
     for batch in micro_batches:
-        relation, *per_rank = distributed.gather_relation(batch.relation)
-        pairs += count_pairs(relation, *per_rank)
-        queries += relation.num_queries
-        documents += relation.num_documents
+        for relation, per_rank in _contrasted(batch.relation, gather):
+            pairs += count_pairs(relation, *per_rank)
+            queries += relation.num_queries
+            documents += relation.num_documents
         own = batch.queries.num_tokens + batch.documents.num_tokens
         padded = own if padded_chunk_tokens is None else padded_tokens(batch, padded_chunk_tokens)
         for rank_tokens, rank_read, rank_truncated in distributed.gather_objects((own, padded, batch.num_truncated)):
@@ -90,6 +95,14 @@ def batch_facts(
         padding_share=1 - tokens / read,
         in_batch=in_batch,
     )
+
+
+def _contrasted(own: Relation, gather: bool) -> list[tuple[Relation, tuple[list[int], list[int]]]]:
+    """The relations that losses see, all ranks counted, and how many queries and documents each rank brought into each."""
+    if gather:
+        relation, queries, documents = distributed.gather_relation(own)
+        return [(relation, (queries, documents))]
+    return [(one, ([one.num_queries], [one.num_documents])) for one in distributed.gather_objects(own)]
 
 
 def padded_tokens(batch: TokenBatch, chunk_tokens: int) -> int:

@@ -216,8 +216,9 @@ def test_a_cluster_has_as_many_rows_as_a_batch_where_nothing_else_is_said(encode
     assert KMeans(rows_per_cluster=30).num_clusters(100, 8) == 4
     KMeans().clusters_of(rows, batch_size=20, encoder=encoder, run_dir=tmp_path / "a")
     KMeans().clusters_of(mixture(pairs(100), batch_size=10), batch_size=20, encoder=encoder, run_dir=tmp_path / "b")
-    counts = [json.loads((tmp_path / run / "neighbourhoods" / "s.json").read_text())["clusters"] for run in "ab"]
-    assert counts == [5, 10]
+    KMeans().clusters_of(rows, batch_size=20, softmaxes=(2, 2), encoder=encoder, run_dir=tmp_path / "c")
+    counts = [json.loads((tmp_path / run / "neighbourhoods" / "s.json").read_text())["clusters"] for run in "abc"]
+    assert counts == [5, 10, 20]  # of what shares negatives
 
 
 def test_a_source_of_one_cluster_is_not_embedded(tmp_path, encoder, monkeypatch):

@@ -432,12 +432,12 @@ def _check_clusters(name: str, clusters: Ints, rows: int, per_label: int | None,
 
 
 def _check_slices(name: str, batch: int, softmaxes: tuple[int, int]) -> None:
-    if batch % math.prod(softmaxes):
-        micro, ranks = softmaxes
+    micro, ranks = softmaxes
+    if batch % (micro * ranks):
         raise ConfigError(
             f"training.gather=false: {batch} queries of data.sources.{name} cannot be shared out equally among {micro} "
-            f"micro-batches x {ranks} ranks, of which each has a neighbourhood of its own. Use a training.global_batch_size that is "
-            f"a multiple of {micro * ranks}."
+            f"micro-batches x {ranks} ranks, of which each has a neighbourhood of its own. Set training.global_batch_size to a "
+            f"multiple of {micro * ranks}."
         )
 
 

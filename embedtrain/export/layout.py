@@ -41,7 +41,7 @@ WEIGHTED_LAYERS = "sentence_transformers.models.WeightedLayerPooling"
 NORMALIZE = "sentence_transformers.models.Normalize"
 MASK = "sentence_transformers.multi_vector_encoder.modules.multi_vector_mask.MultiVectorMask"
 SPLADE = "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling"
-# The one module that sentence-transformers lacks; its file travels with the model.
+# A head that sentence-transformers lacks; its file travels with the model.
 LATENT_ATTENTION_FILE = "modeling_latent_attention.py"
 LATENT_ATTENTION = "modeling_latent_attention.LatentAttentionPooling"
 # A Transformer that reads texts behind a context; its file too.

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from embedtrain.backbones.bridge import BridgeBackbone
+from embedtrain.backbones.contextual import ContextualBackbone
 from embedtrain.backbones.facts import head_facts
 from embedtrain.backbones.lm_head import LanguageModelHead
 from embedtrain.backbones.locate import locate
@@ -27,6 +28,7 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError
 from embedtrain.export.bridge import read_bridge
+from embedtrain.export.contextual import is_contextual, load_backbone, take_context
 from embedtrain.export.folder import ModelFolder, PoolingFolder, dense_of
 from embedtrain.export.heads import read_heads
 from embedtrain.export.pooling import MODES
@@ -75,7 +77,7 @@ def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = Non
         model = dense_of(model, dim)
     transformer: TransformerBackbone | BridgeBackbone
     if model.bridge is None:
-        transformer = TransformerBackbone(name=str(model.transformer), **(backbone or {}))
+        transformer = load_backbone(model.transformer, backbone or {})
     else:
         transformer = read_bridge(model.transformer, model.bridge, backbone or {})
     tokenizer = transformer.tokenizer()
@@ -97,8 +99,10 @@ def load_encoder(folder: str | Path, *, backbone: Mapping[str, Any] | None = Non
 def take_heads(encoder: Encoder, folder: str | Path) -> None:
     """Gives heads and projection of `encoder` the weights that heads of their kind have in a model folder, and says so.
 
-    What the folder does not have stays as it is. Raises ConfigError where it has a head of the kind in other sizes.
+    What the folder does not have stays as it is. Raises ConfigError where it has a head of the kind in other sizes, and for the
+    folder of a contextual model (`export/contextual.py`) whose context the encoder does not read.
     """
+    _take_context(encoder, Path(folder))
     heads = {"pooling": encoder.pooling, **{f"encoder.views.{name}": view for name, view in encoder.views.items()}}
     wanting = {key: head for key, head in heads.items() if isinstance(head, tuple(_WITH_WEIGHTS.values()))}
     if not wanting and encoder.projection is None and not isinstance(encoder.pooling, ProjectedPooling):
@@ -122,6 +126,21 @@ def take_heads(encoder: Encoder, folder: str | Path) -> None:
         _take_projection(encoder.projection, model)
     if isinstance(encoder.pooling, ProjectedPooling) and model.pooling.projection:
         _take_layers(encoder.pooling, model.pooling.projection)
+
+
+def _take_context(encoder: Encoder, folder: Path) -> None:
+    if not is_contextual(folder):
+        return
+    if not isinstance(encoder.backbone, ContextualBackbone):
+        raise ConfigError(
+            f"backbone.name={folder}: it holds two encoders, one of which reads other documents in front of each text. Set "
+            "backbone=contextual."
+        )
+    try:
+        take_context(encoder.backbone, folder)
+    except CheckpointError as error:
+        raise ConfigError(f"backbone: {error} Give it the sizes of the folder, or take another backbone.") from None
+    log.info("backbone: both encoders and the layers around them are those of %s", folder)
 
 
 def local_folder(model: str | Path) -> Path:

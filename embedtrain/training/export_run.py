@@ -19,7 +19,7 @@ from embedtrain.export.sentence_transformers import ExportReport, check_exportab
 from embedtrain.training.building import build_learned, build_named
 from embedtrain.training.checkpoint import Checkpoint, find_checkpoint, load_weights, read_checkpoint
 from embedtrain.training.stages import take_over
-from embedtrain.training.texts import whiten
+from embedtrain.training.texts import read_context, whiten
 
 log = logging.getLogger("embedtrain")
 
@@ -31,7 +31,9 @@ def export_run(run_dir: Path, folder: Path | None = None) -> ExportReport:
     """
     config, stage_dir, before, checkpoint = newest_checkpoint(run_dir)
     encoder = encoder_at(config, before, checkpoint)
-    whiten(config, encoder, list(build_sources(config).values()))
+    sources = list(build_sources(config).values())
+    read_context(encoder, sources)
+    whiten(config, encoder, sources)
     stage = "" if stage_dir == run_dir else f"stage {stage_dir.name}, "
     record = RunRecord(
         name=f"{config['run']['name']}, {stage}step {checkpoint.step}",

@@ -105,8 +105,12 @@ def build_teachers(config: Mapping[str, Any]) -> dict[str, Teacher]:
 
 
 def build_sources(config: Mapping[str, Any]) -> dict[str, Source]:
-    """The training sources by name; `name: null` in the config drops one."""
-    return {name: build(node) for name, node in config["data"]["sources"].items() if node is not None}
+    """The training sources by name, a table that is split as its parts; `name: null` in the config drops one."""
+    found: dict[str, Source] = {}
+    for name, node in config["data"]["sources"].items():
+        if node is not None:
+            found |= build(node).as_sources(name)
+    return found
 
 
 def build_evaluators(config: Mapping[str, Any]) -> dict[str, Callable[..., EvaluationResult]]:

@@ -41,6 +41,18 @@ def text_id(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) >> 1
 
 
+PART = "/"  # between the name of a table and that of a part of it, where each part is a source
+
+
+def table_of(source: str) -> str:
+    """The name under data.sources of a source: prompts and losses are chosen by it.
+
+    >>> table_of("medi/fever"), table_of("pairs")
+    ('medi', 'pairs')
+    """
+    return source.partition(PART)[0]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingExample:
     """One row of data: the canonical form of every file format."""

@@ -155,6 +155,9 @@ def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
             "data.sources: there is nothing to train on. For a file of your own: data=pairs data.path=pairs.jsonl; for another "
             "source: source@data.sources.<name>=jsonl data.sources.<name>.path=pairs.jsonl"
         )
+    for name in config["data"]["sources"]:
+        if "/" in name:
+            yield Problem(f"data.sources.{name}: expected a name without '/', which stands before the part of a table.")
     unknown = (
         set(config["prompts"]["sources"]) - set(config["data"]["sources"]) - set(config["evaluation"]["evaluators"])
     )
@@ -163,6 +166,23 @@ def sources(config: dict[str, Any], world: int) -> Iterator[Finding]:
             f"prompts.sources.{name}: there is no source or evaluator of that name. There are: "
             f"{', '.join([*config['data']['sources'], *config['evaluation']['evaluators']]) or 'none'}."
         )
+
+
+def split_tables(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """Only a source of the mixture can become several."""
+    for place, node in _nodes(config, ""):
+        if node.get("split_by") is not None and not re.fullmatch(r"(stages\.[^.]+\.)?data\.sources\.[^.]+", place):
+            yield Problem(
+                f"{place}.split_by={node['split_by']}: a source inside another component stays one. Set it to null here."
+            )
+
+
+def _nodes(node: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping in a part of the config, with its key."""
+    if isinstance(node, dict):
+        yield place, node
+        for key, inner in node.items():
+            yield from _nodes(inner, f"{place}.{key}" if place else str(key))
 
 
 def equal_parts(config: dict[str, Any], world: int) -> Iterator[Finding]:
@@ -455,6 +475,7 @@ RULES: tuple[Rule, ...] = (
     candidates,
     accumulation,
     sources,
+    split_tables,
     equal_parts,
     source_batches,
     source_lengths,

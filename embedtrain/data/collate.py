@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedtrain.data.late_chunking import encode_chunks
 from embedtrain.data.tokenizer import TextTokenizer
-from embedtrain.types import NO_LABEL, RaggedTokens, Relation, Role, TokenBatch, TrainingExample, text_id
+from embedtrain.types import NO_LABEL, RaggedTokens, Relation, Role, TokenBatch, TrainingExample, table_of, text_id
 
 
 def take(example: TrainingExample, positives: Sequence[int], negatives: Sequence[int]) -> TrainingExample:
@@ -90,7 +90,7 @@ def collate(
         known_offsets=_ints(accumulate((len(ids) for ids in known), initial=0)),
         scores=torch.tensor([s for e in examples for s in _scores(e)], dtype=torch.float32) if scored else None,
         labels=_ints(NO_LABEL if e.label is None else text_id(e.label) for e in examples) if labelled else None,
-        sources=_ints(text_id(e.source) for e in examples),
+        sources=_ints(text_id(table_of(e.source)) for e in examples),
     )
     return TokenBatch(
         queries=queries,

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedtrain.data.draws import Ints
+from embedtrain.data.writers.files import file_name
 from embedtrain.errors import DataError
 from embedtrain.types import TrainingExample, text_id
 
@@ -48,7 +49,8 @@ def write_mined(folder: Path, sources: Mapping[str, MinedRows], manifest: Mappin
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, rows in sources.items():
+    for source, rows in sources.items():
+        name = file_name(source)
         texts = pa.table({"text": pa.array(rows.texts, pa.large_string())})
         with pa.OSFile(str(partial / f"{name}.texts.arrow"), "wb") as file, pa.ipc.new_file(file, texts.schema) as out:
             out.write_table(texts)
@@ -110,7 +112,7 @@ class MinedNegatives:
 
     def text_ids(self, source: str) -> Ints:
         """Identities of the texts, [N]."""
-        return self._array(f"{source}.text_ids.npy")
+        return self._array(f"{file_name(source)}.text_ids.npy")
 
     def text(self, source: str, number: int) -> str:
         return self._texts[source][number].as_py()
@@ -139,12 +141,12 @@ class MinedNegatives:
 
     @cached_property
     def _negatives(self) -> dict[str, Ints]:
-        return {name: self._array(f"{name}.negatives.npy") for name in self.manifest["sources"]}
+        return {name: self._array(f"{file_name(name)}.negatives.npy") for name in self.manifest["sources"]}
 
     @cached_property
     def _texts(self) -> dict[str, pa.ChunkedArray]:
         return {
-            name: pa.ipc.open_file(pa.memory_map(str(self.path / f"{name}.texts.arrow"))).read_all().column("text")
+            name: pa.ipc.open_file(pa.memory_map(str(self.path / f"{file_name(name)}.texts.arrow"))).read_all().column("text")
             for name in self.manifest["sources"]
         }
 
@@ -153,12 +155,12 @@ class MinedNegatives:
         """(of negatives [R, K], of positives [P], where each row's begin [R + 1]) of the sources that have them."""
         return {
             name: (
-                self._array(f"{name}.scores.npy"),
-                self._array(f"{name}.positive_scores.npy"),
-                self._array(f"{name}.positive_offsets.npy"),
+                self._array(f"{file_name(name)}.scores.npy"),
+                self._array(f"{file_name(name)}.positive_scores.npy"),
+                self._array(f"{file_name(name)}.positive_offsets.npy"),
             )
             for name in self.manifest["sources"]
-            if (self.path / f"{name}.scores.npy").is_file()
+            if (self.path / f"{file_name(name)}.scores.npy").is_file()
         }
 
     def _array(self, name: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from embedtrain.errors import ConfigError
-from embedtrain.types import Role
+from embedtrain.types import Role, table_of
 
 PLACEHOLDER = "{instruction}"
 ROLES = ("query", "document")
@@ -51,7 +51,7 @@ class Prompts:
                 raise ConfigError(f"prompts.sources.{name}.{role}: unknown role. Expected query or document.")
 
     def template(self, role: Role, source: str | None = None) -> str:
-        return self.sources.get(source or "", {}).get(role, self.templates[role])
+        return self.sources.get(table_of(source or ""), {}).get(role, self.templates[role])
 
     def prefix(self, role: Role, *, source: str | None = None, instruction: str | None = None) -> str:
         """The text put before a text of this role.
@@ -97,4 +97,4 @@ class Prompts:
 
     @staticmethod
     def _key(role: Role, source: str | None) -> str:
-        return f"prompts.sources.{source}.{role}" if source else f"prompts.{role}"
+        return f"prompts.sources.{table_of(source)}.{role}" if source else f"prompts.{role}"

@@ -310,10 +310,10 @@ class Sampler:
     def _keys(self, rows: Rows) -> RowKeys:
         """Ids of the texts that each row brings into a batch: drawn positives first, then the query, then negatives."""
         ids, owners = [], []
-        for source, index in enumerate(self.mixture.indexes):
-            at = np.flatnonzero(rows.source == source)
+        for source in np.unique(rows.source):
+            index, at = self.mixture.indexes[source], np.flatnonzero(rows.source == source)
             row = rows.row[at]
-            (taken_p, which_p), (taken_n, which_n) = self._draw(source, rows[at])
+            (taken_p, which_p), (taken_n, which_n) = self._draw(int(source), rows[at])
             ids += [
                 index.positive_ids[np.repeat(index.positive_offsets[row], taken_p) + which_p],
                 index.query_ids[row],

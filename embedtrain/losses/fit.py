@@ -10,7 +10,7 @@ from torch import nn
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.losses import prepare
 from embedtrain.losses.wrappers.routed import Routed
-from embedtrain.types import Needs, TrainingExample, needs_of
+from embedtrain.types import Needs, TrainingExample, needs_of, table_of
 
 
 def fit(loss: nn.Module, encoder: Any, *, teachers: Mapping[str, int], sources: Sequence[str]) -> None:
@@ -85,6 +85,7 @@ def refuse_bare_rows(loss: nn.Module, examples: Iterable[TrainingExample], *, sc
 def needs_for(loss: nn.Module, source: str) -> Needs:
     """What a loss reads of the rows of one source: of what is routed, that source's part alone."""
     if isinstance(loss, Routed):
+        source = table_of(source)
         chosen = loss.losses[source] if source in loss.losses else loss.default  # noqa: SIM401 (a ModuleDict has no get)
         return Needs() if chosen is None else needs_for(chosen, source)
     needs: Needs = getattr(loss, "needs", Needs())

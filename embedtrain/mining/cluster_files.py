@@ -12,12 +12,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import xxhash
 
 from embedtrain.data.draws import Ints
+from embedtrain.data.writers.files import file_name
 from embedtrain.errors import CheckpointError, TrainingError
 
 
@@ -77,8 +77,8 @@ def read_begun(folder: Path, name: str, rows: str) -> Ints:
 
 
 def _paths(folder: Path, name: str) -> tuple[Path, Path]:
-    """Of the clusters, and of what is said of them. The name of a source may hold what that of a file must not."""
-    return folder / f"{quote(name, safe=' ')}.npy", folder / f"{quote(name, safe=' ')}.json"
+    """Of the clusters, and of what is said of them."""
+    return folder / f"{file_name(name)}.npy", folder / f"{file_name(name)}.json"
 
 
 def _read(folder: Path, name: str) -> tuple[Ints, dict[str, Any]]:

@@ -24,6 +24,7 @@ from embedtrain.assemble import build_encoder, build_sources
 from embedtrain.config.build import build
 from embedtrain.data.sources import Source
 from embedtrain.data.writers import WRITERS, MinedRow
+from embedtrain.data.writers.files import file_name
 from embedtrain.encoder import Encoder
 from embedtrain.environment import command_line
 from embedtrain.errors import ConfigError, DataError
@@ -60,7 +61,7 @@ def _mined_into(partial: Path, config: Mapping[str, Any], *, output: Path, form:
 
     def write(name: str, found: MinedSource) -> list[str]:
         rows = rows_with_negatives(found, sources[name], keep_own=miner.own_negatives == "keep")
-        written = WRITERS[form](partial, name, rows)
+        written = WRITERS[form](partial, file_name(name), rows)
         audits[name] = audit(
             found.data,
             found.mined,

@@ -8,10 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from embedtrain.data.stdlib import StandardLibraryPairs
 
 ROWS = 24
 _CLASSES = ("north", "east", "south", "west")  # dealt out in turn: there is something to read, and nothing to learn
+_TASKS = ("search", "describe")
 _WORDS = 30  # of a text; what is behind them would be cut by the small model anyway
 
 
@@ -49,8 +53,16 @@ def write_source(node: Mapping[str, Any], path: Path, *, negatives: int) -> dict
     roles: dict[str, Any] = {"query": "query", "positives": "positives"}
     roles |= {"negatives": "negatives"} if negatives else {}
     roles |= {role: role for role in ("scores", "label", "instruction") if role in columns}
+    if node.get("split_by"):  # its parts are of one task each, so one column says which
+        return _table(path.with_suffix(".parquet"), rows, roles, node["split_by"])
     target = {"_target_": "embedtrain.data.sources.JsonLines", "columns": roles}
     return _lines(path, rows, target)
+
+
+def _table(path: Path, rows: list[dict[str, Any]], roles: dict[str, Any], split_by: str) -> dict[str, Any]:
+    tasks = [_TASKS[number % len(_TASKS)] for number in range(len(rows))]
+    pq.write_table(pa.Table.from_pylist(rows).append_column(split_by, pa.array(tasks)), path)
+    return {"_target_": "embedtrain.data.sources.Parquet", "path": str(path), "columns": roles, "parts": None}
 
 
 def _rows(negatives: int, *, scored: bool, node: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

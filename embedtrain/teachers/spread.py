@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embedtrain import distributed
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.losses.distillation.spread import ScoresRead, Spread, score_spread, scores_read
-from embedtrain.types import Teacher, TokenBatch, TrainingExample, text_id
+from embedtrain.types import Teacher, TokenBatch, TrainingExample, table_of, text_id
 
 
 def refuse_squashed_rows(loss: nn.Module, examples: Iterable[TrainingExample]) -> None:
@@ -20,7 +20,7 @@ def refuse_squashed_rows(loss: nn.Module, examples: Iterable[TrainingExample]) -
     """
     spread: dict[ScoresRead, Spread] = {}
     for example in examples:
-        for read in scores_read(loss, {text_id(example.source)}):
+        for read in scores_read(loss, {text_id(table_of(example.source))}):
             if read.teacher is not None:
                 continue
             if example.scores is None:

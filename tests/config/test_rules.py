@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from embedtrain.config.rules import sources
 from embedtrain.errors import ConfigError
 
 
@@ -104,6 +105,16 @@ CLASSES = ("source@data.sources.cls=labeled_texts", "data.sources.cls.path=${dat
             "data.sources.pairs.batch_size=4: with data.batching=blended a batch is of all sources",
         ),
         (
+            (
+                "source@data.sources.rich=augmented",
+                "source@data.sources.rich.rows=csv",
+                "data.sources.rich.rows.path=${data.path}",
+                "data.sources.rich.rows.split_by=task",
+            ),
+            1,
+            "data.sources.rich.rows.split_by=task: a source inside another component stays one",
+        ),
+        (
             ("data.sources_per_batch=2", "data.batching=blended", "data.sources.pairs.batch_size=4"),
             1,
             "data.sources_per_batch=2: with data.batching=blended a batch is of all sources",
@@ -175,3 +186,9 @@ def test_negatives_that_may_be_of_the_same_class_are_warned_of(warnings_of: Call
     assert of_classes("loss.negatives=hard_only") == []
     assert of_classes("data.sources.cls.form=label") == []
     assert of_classes("loss=routed", "+loss@loss.losses.cls=online_triplet") == []
+
+
+def test_the_name_of_a_source_has_no_slash_which_is_that_of_a_part() -> None:
+    config = {"data": {"sources": {"a/b": {}}}, "prompts": {"sources": {}}, "evaluation": {"evaluators": {}}}
+    (problem,) = sources(config, 1)
+    assert problem.text == "data.sources.a/b: expected a name without '/', which stands before the part of a table."

@@ -100,6 +100,25 @@ class Source(ABC):
         self.num_negatives = num_negatives
         self.max_lengths: dict[Role, int | None] = {"query": max_query_length, "document": max_document_length}
 
+    def as_sources(self, name: str) -> dict[str, Source]:
+        """What it is in a mixture, where it is called `name`: one source, or several."""
+        return {name: self}
+
+    @property
+    def settings(self) -> SourceSettings:
+        """All of them but those that say which rows there are."""
+        return {
+            "weight": self.weight,
+            "instruction": self.instruction,
+            "score_range": self.score_range,
+            "batch_size": self.batch_size,
+            "texts_per_label": self.texts_per_label,
+            "num_positives": self.num_positives,
+            "num_negatives": self.num_negatives,
+            "max_query_length": self.max_lengths["query"],
+            "max_document_length": self.max_lengths["document"],
+        }
+
     @property
     @abstractmethod
     def where(self) -> str:

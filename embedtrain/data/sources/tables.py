@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedtrain.data.draws import Ints
 from embedtrain.data.sources.base import Source, SourceSettings
 from embedtrain.data.sources.columns import ColumnNames, Columns
 from embedtrain.data.sources.lines import not_utf8
+from embedtrain.data.sources.split import Parts, check_parts, parts_of
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.types import TrainingExample
 
@@ -25,12 +27,21 @@ _BULK = 1024  # rows turned into Python values at a time when all are read
 _LONGEST_CELL = 2**31 - 1
 
 
-class _Table(Source):
+class Table(Source):
     """Rows of a source that has named columns, known before any row is read."""
 
-    def __init__(self, columns: Mapping[str, ColumnNames | None] | None, **common: Unpack[SourceSettings]) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, ColumnNames | None] | None,
+        split_by: str | None,
+        parts: Parts | None,
+        **common: Unpack[SourceSettings],
+    ) -> None:
         super().__init__(**common)
+        check_parts(split_by, parts)
         self.given_columns = columns
+        self.split_by = split_by
+        self.parts = dict(parts or {})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_table"}
@@ -43,6 +54,19 @@ class _Table(Source):
     @abstractmethod
     def _names(self) -> list[str]:
         """The columns that are there."""
+
+    @abstractmethod
+    def _cells(self, column: str) -> Iterator[pa.Array]:
+        """All cells of a column, in order, some at a time."""
+
+    @abstractmethod
+    def _read_some(self, rows: Ints) -> Iterator[TrainingExample]:
+        """Rows by their numbers, in bulk."""
+
+    def as_sources(self, name: str) -> dict[str, Source]:
+        if self.split_by is None:
+            return super().as_sources(name)
+        return parts_of(self, name, settings=self.settings, given=self.parts)
 
     @cached_property
     def columns(self) -> Columns:
@@ -60,7 +84,7 @@ class _Table(Source):
         return self.columns.example(values, self._place(row))
 
 
-class _ArrowTable(_Table):
+class _ArrowTable(Table):
     """A table in memory."""
 
     @property
@@ -81,6 +105,12 @@ class _ArrowTable(_Table):
                 yield self._example(values, row)
                 row += 1
 
+    def _read_some(self, rows: Ints) -> Iterator[TrainingExample]:
+        used = self._table.select(self.columns.used)
+        for some in _bulks(rows):
+            for row, values in zip(some.tolist(), used.take(some).to_pylist(), strict=True):
+                yield self._example(values, row)
+
 
 class Csv(_ArrowTable):
     """Rows of a CSV or TSV file in UTF-8 whose first line names the columns. An empty cell is an absent value.
@@ -90,6 +120,8 @@ class Csv(_ArrowTable):
     path        the file; held in memory
     columns     role -> column or columns (null = recognised by name)
     delimiter   null = a tab for `.tsv`, else a comma
+    split_by    a column: each of its values is a source of its own, `<name>/<value>`; for training sources
+    parts       value -> {weight: ..., instruction: ...} of that part, or null to leave it out
     The others are those of every `Source`.
     """
 
@@ -99,9 +131,11 @@ class Csv(_ArrowTable):
         path: str,
         columns: Mapping[str, ColumnNames | None] | None = None,
         delimiter: str | None = None,
+        split_by: str | None = None,
+        parts: Parts | None = None,
         **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(columns, **common)
+        super().__init__(columns, split_by, parts, **common)
         self.path = _existing(path)
         self.has_quotes = self.path.suffix != ".tsv"
         self.delimiter = delimiter or ("," if self.has_quotes else "\t")
@@ -112,6 +146,9 @@ class Csv(_ArrowTable):
 
     def _names(self) -> list[str]:
         return [name for name in self._table.column_names if name != _LINE]
+
+    def _cells(self, column: str) -> Iterator[pa.Array]:
+        return iter(self._table.column(column).chunks)
 
     @cached_property
     def _table(self) -> pa.Table:
@@ -174,8 +211,10 @@ class Csv(_ArrowTable):
 class Parquet(_ArrowTable):
     """Rows of a Parquet file, or of all `*.parquet` files of a folder in the order of their names.
 
-    path      the file or folder; the columns that are used are held in memory
-    columns   role -> column or columns (null = recognised by name)
+    path       the file or folder; the columns that are used are held in memory
+    columns    role -> column or columns (null = recognised by name)
+    split_by   a column: each of its values is a source of its own, `<name>/<value>`; for training sources
+    parts      value -> {weight: ..., instruction: ...} of that part, or null to leave it out
     The others are those of every `Source`.
     """
 
@@ -184,9 +223,11 @@ class Parquet(_ArrowTable):
         *,
         path: str,
         columns: Mapping[str, ColumnNames | None] | None = None,
+        split_by: str | None = None,
+        parts: Parts | None = None,
         **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(columns, **common)
+        super().__init__(columns, split_by, parts, **common)
         self.path = _existing(path)
         self.files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not self.files:
@@ -199,15 +240,22 @@ class Parquet(_ArrowTable):
     def _names(self) -> list[str]:
         return self._reading(self.files[0], lambda file: list(pq.read_schema(file).names))
 
+    def _cells(self, column: str) -> Iterator[pa.Array]:
+        for table in self._tables([column]):
+            yield from table.column(column).chunks
+
     @cached_property
     def _table(self) -> pa.Table:
-        used = self.columns.used
-        tables = [self._reading(file, lambda f: pq.read_table(f, columns=used)) for file in self.files]
-        for file, table in zip(self.files, tables, strict=True):
-            missing = [name for name in used if name not in table.column_names]
+        return pa.concat_tables(self._tables(self.columns.used), promote_options="permissive")
+
+    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Some columns of each file."""
+        for file in self.files:
+            table = self._reading(file, lambda f: pq.read_table(f, columns=columns))
+            missing = [name for name in columns if name not in table.column_names]
             if missing:
                 raise DataError(f"{file}: there is no column {missing[0]!r}, which {self.files[0].name} has.")
-        return pa.concat_tables(tables, promote_options="permissive")
+            yield table
 
     @staticmethod
     def _reading(file: Path, read: Any) -> Any:
@@ -217,7 +265,7 @@ class Parquet(_ArrowTable):
             raise DataError(f"{file} is not a Parquet file that can be read: {error}") from None
 
 
-class HuggingFaceDataset(_Table):
+class HuggingFaceDataset(Table):
     """Rows of a data set of the Hugging Face `datasets` library, memory-mapped.
 
     path       a name on the hub ("sentence-transformers/all-nli"), or a folder written by `save_to_disk`
@@ -225,6 +273,8 @@ class HuggingFaceDataset(_Table):
     split      "train", or any split expression of the library
     revision   commit or tag of the data set on the hub
     columns    role -> column or columns (null = recognised by name)
+    split_by   a column: each of its values is a source of its own, `<name>/<value>`; for training sources
+    parts      value -> {weight: ..., instruction: ...} of that part, or null to leave it out
     The others are those of every `Source`.
     """
 
@@ -236,9 +286,11 @@ class HuggingFaceDataset(_Table):
         split: str = "train",
         revision: str | None = None,
         columns: Mapping[str, ColumnNames | None] | None = None,
+        split_by: str | None = None,
+        parts: Parts | None = None,
         **common: Unpack[SourceSettings],
     ) -> None:
-        super().__init__(columns, **common)
+        super().__init__(columns, split_by, parts, **common)
         self.path, self.name, self.split, self.revision = path, name, split, revision
         if is_saved_dataset(Path(path)) and (name or revision):
             raise ConfigError(f"{path} is a folder written by save_to_disk: it has no name and no revision to choose.")
@@ -262,6 +314,16 @@ class HuggingFaceDataset(_Table):
             for cells in zip(*batch.values(), strict=True):
                 yield self._example(dict(zip(batch, cells, strict=True)), row)
                 row += 1
+
+    def _read_some(self, rows: Ints) -> Iterator[TrainingExample]:
+        for some in _bulks(rows):
+            batch = self._selected[some.tolist()]
+            for row, cells in zip(some.tolist(), zip(*batch.values(), strict=True), strict=True):
+                yield self._example(dict(zip(batch, cells, strict=True)), row)
+
+    def _cells(self, column: str) -> Iterator[pa.Array]:
+        for batch in self._table.select_columns([column]).with_format("arrow").iter(_BULK):
+            yield from batch.column(column).chunks
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_selected"}
@@ -306,6 +368,10 @@ class HuggingFaceDataset(_Table):
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _bulks(rows: Ints) -> Iterator[Ints]:
+    return (rows[start : start + _BULK] for start in range(0, rows.size, _BULK))
 
 
 _LINE = "\0line"  # the line of each row, beside the columns of a CSV file; no header can hold a null character

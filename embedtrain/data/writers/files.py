@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from embedtrain.errors import ConfigError, DataError
 
@@ -41,6 +42,11 @@ def staged(*paths: Path) -> Iterator[tuple[Path, ...]]:
         for path in partial:
             if path.exists():
                 path.unlink()
+
+
+def file_name(source: str) -> str:
+    """The name of a source as one of a file: what a file's must not hold is written in other characters."""
+    return quote(source, safe=" ")
 
 
 def named(folder: Path, name: str, suffix: str = "") -> Path:

@@ -35,7 +35,8 @@ commands
   evaluate   measure a model: model=<folder, run directory or hub name> and the evaluators; also: dim=256 output=json
   export     run=<directory>: the newest checkpoint of a run as a verified model folder; also: folder=<where to>
   report     run=<directory>: write its report.html again
-  embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document; also: dim=256
+  embed      model=<...> input=texts.txt (a text a line) output=vectors.npy role=query|document; also: dim=256,
+             context=corpus.txt (documents, for a model that reads some in front of each text)
   mine       output=<folder> and sources with a miner: rows with hard negatives, and an audit; also: model=<...> format=<...>
   merge      method=<name> models=[a,b] output=<folder>: several runs, checkpoints or models as one, compared with each; also:
              base=<model>, the method's parameters (weight=[1,2] t= density= lambda=), config=<a file of mergekit>, dtype=
@@ -275,7 +276,7 @@ def _check(arguments: Arguments) -> int:
     from embedtrain.planning import make_plan
 
     plans = {
-        name: make_plan(settings, world=int(world), hardware=hardware)
+        name: make_plan(settings, world=int(world), hardware=hardware, sharded=launch is not None and launch.sharded)
         for name, settings in stage_configs(composed.config).items()
     }
     if output == "json":
@@ -368,7 +369,8 @@ def _embed(arguments: Arguments) -> int:
     dim = _dim(arguments)
     texts = Path(arguments.required("input", "a file with a text on each line"))
     output = Path(arguments.required("output", "the .npy file to write"))
-    _refuse_rest(arguments, "embed takes model=, input=, output=, role= and dim=")
+    context = arguments.take("context", "")
+    _refuse_rest(arguments, "embed takes model=, input=, output=, role=, dim= and context=")
     if output.suffix != ".npy":
         raise ConfigError(f"output={output}: expected a name that ends in .npy.")
     if not texts.is_file():
@@ -376,7 +378,10 @@ def _embed(arguments: Arguments) -> int:
 
     from embedtrain.inference import embed_file
 
-    rows, columns = embed_file(model, texts, output, role="query" if role == "query" else "document", dim=dim)
+    corpus = Path(context) if context else None
+    rows, columns = embed_file(
+        model, texts, output, role="query" if role == "query" else "document", dim=dim, context=corpus
+    )
     print(f"{output}: {rows:,} vectors of {columns} dimensions, float32")
     return 0
 

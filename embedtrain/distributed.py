@@ -1,4 +1,4 @@
-"""The ranks of a run. The only file that calls torch.distributed.
+"""The ranks of a run. With sharding.py, the only file that knows torch.distributed.
 
 The scale of the gradient lives here, and it is one sentence: *everything is a share, and shares are summed*. Each
 rank's loss L_r is its share of the mean over the global batch (see `LossOutput`), L = sum of L_r. `gather_rows` is an
@@ -8,7 +8,7 @@ those. No factor of the number of ranks appears anywhere, so none can be forgott
 
 `sum_gradients` runs once per step, after the last chunk. A data-parallel wrapper would overlap it with the backward of
 that one chunk only (chunks accumulate into the same gradients), and would bring its own rules about unused parameters,
-repeated forwards and checkpointing. Sharded parameters (FSDP2, ZeRO) get their door here: another `sum_gradients`.
+repeated forwards and checkpointing. Gradients of sharded parameters (sharding.py) are summed in their backward already.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from embedtrain.types import NO_LABEL, NO_SOURCE, Embeddings, Relation
 
@@ -87,6 +88,11 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total.to(value.device)
 
 
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers."""
+    return int(gather_plain(torch.tensor([number]), [1] * world_size()).max())
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank when it is true on one: for stop signals and failures that all must see at the same step."""
     return bool(sum_over_ranks(torch.tensor(int(flag))).item())
@@ -95,7 +101,8 @@ def any_rank(flag: bool) -> bool:
 def sum_gradients(parameters: Iterable[torch.nn.Parameter], *, bucket_bytes: int = 64 * 2**20) -> None:
     """Replace each gradient by its sum over ranks, in flat buckets of one dtype (one collective per bucket).
 
-    A parameter without a gradient on this rank takes part with zeros, since another rank may have one.
+    A parameter without a gradient on this rank takes part with zeros, since another rank may have one. Gradients of sharded
+    parameters are sums already.
     """
     if not is_distributed():
         return
@@ -107,6 +114,8 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], *, bucket_bytes: int
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         grad = parameter.grad
+        if isinstance(grad, DTensor):
+            continue
         if bucket and (size + grad.nbytes > bucket_bytes or grad.dtype != bucket[0].dtype):
             _sum_bucket(bucket)
             bucket, size = [], 0

@@ -10,6 +10,11 @@ Memory per device is an estimate, in bytes:
                    et al. 2022 (arXiv:2205.05198, eq. 1) without the quadratic part, since attention is computed in tiles.
                    With gradient checkpointing: tokens * (layers * H * b + one layer in full).
 
+Where the devices share out the weights (sharding.py), each has its part of the first three, and beside them
+
+    gathered       two layers and all that is outside of layers in a step; in an evaluation, where there are no activations and no
+                   gradients, the whole model. What is more, counted above what those two leave free
+
 "Tokens kept" is one chunk plus the uncached share of a micro-batch on one rank, every text at its maximum length: real
 texts are shorter, so this is an upper bound.
 
@@ -50,6 +55,7 @@ class Launch:
     name: str
     world: int
     mixed_precision: str
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def read_launch(name: str) -> Launch:
     node = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(node, dict) or not isinstance(node.get("num_processes"), int):
         raise ConfigError(f"launch={name}: {path} is no accelerate config: it says no num_processes.")
-    return Launch(path.stem, node["num_processes"], str(node.get("mixed_precision", "no")))
+    sharded = node.get("distributed_type") == "FSDP" and node["num_processes"] > 1
+    return Launch(path.stem, node["num_processes"], str(node.get("mixed_precision", "no")), sharded)
 
 
 def hardware_rows(path: Path = LAUNCH / "hardware.yaml") -> dict[str, Hardware]:
@@ -116,8 +123,13 @@ def read_hardware(name: str) -> Hardware:
     return rows[row]
 
 
-def estimate_memory(config: Mapping[str, Any], parameters: Any, tokens: float) -> dict[str, int]:
-    """Bytes per device by part; `parameters` a `planning.Parameters`, `tokens` of one micro-batch on one rank."""
+def estimate_memory(
+    config: Mapping[str, Any], parameters: Any, tokens: float, sharded_over: int = 1
+) -> dict[str, int]:
+    """Bytes per device by part; `parameters` a `planning.Parameters`, `tokens` of one micro-batch on one rank.
+
+    sharded_over: devices that share out the weights.
+    """
     training, p = config["training"], parameters
     kept = min(tokens, training["chunk_tokens"] + (1 - training["cached_share"]) * tokens)
     width = 2 if training["mixed_precision"] in ("bf16", "fp16") else 4
@@ -126,21 +138,31 @@ def estimate_memory(config: Mapping[str, Any], parameters: Any, tokens: float) -
     trained = 0 if training["max_steps"] == 0 else p.trainable
     if _checkpoints(config):
         per_token = p.layers * p.hidden_size * width + layer
-    return {
-        "weights": p.bytes,
-        "gradients": 4 * trained,
-        "optimizer": 8 * trained,
+    memory = {
+        "weights": p.bytes // sharded_over,
+        "gradients": 4 * trained // sharded_over,
+        "optimizer": 8 * trained // sharded_over,
         "activations": round(kept * per_token),
     }
+    if sharded_over > 1:
+        in_a_step = p.bytes_outside + 2 * (p.bytes - p.bytes_outside) // p.layers
+        memory["gathered"] = max(in_a_step, p.bytes - memory["activations"] - memory["gradients"])
+    return memory
 
 
 def flops_per_step(config: Mapping[str, Any], parameters: Any, tokens: float) -> float:
     """Of all devices together; `parameters` a `planning.Parameters`, `tokens` of the step at most. See the formula on top."""
     training = config["training"]
     longest = max(config["encoder"]["max_query_length"], config["encoder"]["max_document_length"])
+    longest += tokens_in_front(config["backbone"])
     forward = 2 * parameters.multiplied + 4 * parameters.layers * parameters.hidden_size * longest
     recomputed = 1.0 if _checkpoints(config) else training["cached_share"]
     return tokens * (forward * (2 + recomputed) + 2 * parameters.multiplied_trainable)
+
+
+def tokens_in_front(backbone: Mapping[str, Any]) -> int:
+    """What a contextual backbone reads in front of the tokens of each text; others read nothing there."""
+    return int(backbone.get("num_context", 0)) + int(backbone.get("num_prompts", 0))
 
 
 def _checkpoints(config: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -20,12 +21,21 @@ from embedtrain.data.describe import describe_parts, equal_parts
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.outlook import Pool, ToMine, pools_of, some_rows
-from embedtrain.data.sampling import Sampler, refuse_small_batches
+from embedtrain.data.sampling import Sampler, refuse_small_batches, softmaxes
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
 from embedtrain.losses.fit import fit, refuse_bare_rows
-from embedtrain.outlay import Hardware, Outlay, estimate_memory, flops_per_step, outlay, smallest_that_fits
+from embedtrain.outlay import (
+    Hardware,
+    Outlay,
+    estimate_memory,
+    flops_per_step,
+    outlay,
+    smallest_that_fits,
+    tokens_in_front,
+)
 from embedtrain.pinned import pinned, stand_in
+from embedtrain.sharding import layers_of
 from embedtrain.teachers.spread import refuse_squashed_rows
 from embedtrain.types import Teacher
 
@@ -40,6 +50,7 @@ class Parameters:
     merged: int  # once adapters are added to the weights that they adapt
     trainable: int
     bytes: int
+    bytes_outside: int  # of those, what is outside of layers: embeddings and heads
     embedding_dim: int
     layers: int  # of a bridge: those of both models, in layers of the width of the second
     hidden_size: int
@@ -182,14 +193,18 @@ class Plan:
         named = None if self.outlay is None else self.outlay.hardware
         if named is not None and not named.fits(size):
             said += f"; {named.name} has {named.memory:g} GB: too small. Lower training.chunk_tokens, raise training.cached_share"
+            if "gathered" not in self.memory and self.world > 1:
+                said += ", or share out the weights: launch=fsdp_8gpu"
         return said
 
 
-def make_plan(config: dict[str, Any], *, world: int, hardware: Hardware | None = None) -> Plan:
+def make_plan(config: dict[str, Any], *, world: int, hardware: Hardware | None = None, sharded: bool = False) -> Plan:
     """The plan of a validated config on `world` ranks. Reads model configurations, the sizes of the data and some rows.
 
     A model whose configuration ships with the recipes is not looked for anywhere else. Raises ConfigError or DataError where
     the loss does not fit the model, its teachers or the scores of the rows.
+
+    sharded: whether the ranks share out the weights.
     """
     with ExitStack() as stack:
 
@@ -197,10 +212,10 @@ def make_plan(config: dict[str, Any], *, world: int, hardware: Hardware | None =
             known = pinned(node["name"])
             return {"name": stack.enter_context(stand_in(known))} if known is not None and known.config else {}
 
-        return _plan({**config, "backbone": with_models(config["backbone"], stood_in)}, world, hardware)
+        return _plan({**config, "backbone": with_models(config["backbone"], stood_in)}, world, hardware, sharded)
 
 
-def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan:
+def _plan(config: dict[str, Any], world: int, hardware: Hardware | None, sharded: bool) -> Plan:
     training, data, card, unknown = config["training"], config["data"], config["card"], []
     per_step = queries_per_step(training, world)
     parameters: Parameters | None = None
@@ -231,7 +246,7 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan
         if encoder is not None:
             check_lengths(sources, encoder.tokenizer, getattr(encoder.backbone, "longest_text", None))
         mixture = Mixture(sources=sources, batching=data["batching"], exponent=data["exponent"])
-        sampler = build_sampler(config, mixture, per_step)
+        sampler = build_sampler(config, mixture, per_step, world)
         refuse_small_batches(sampler, world, training["accumulation_steps"])
         pools = pools_of(sampler, config["encoder"], examples, to_mine(config))
     per_epoch = sampler.steps_per_epoch if sampler else None
@@ -251,7 +266,9 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None) -> Plan
         steps_per_epoch=per_epoch,
         steps=steps,
         tokens_per_step=tokens,
-        memory=estimate_memory(config, parameters, tokens / training["accumulation_steps"] / world)
+        memory=estimate_memory(
+            config, parameters, tokens / training["accumulation_steps"] / world, world if sharded else 1
+        )
         if parameters
         else None,
         published=Published(card["parameters"], card["embedding_dim"]) if any(card[k] for k in _PUBLISHED) else None,
@@ -326,6 +343,7 @@ def count_parameters(*parts: nn.Module) -> Parameters:
         merged=sum(p.numel() for part in parts for name, p in part.named_parameters() if "lora_" not in name),
         trainable=sum(p.numel() for p in known if p.requires_grad),
         bytes=sum(p.nbytes for p in known),
+        bytes_outside=sum(p.nbytes for p in known) - sum(p.nbytes for m in layers_of(encoder) for p in m.parameters()),
         embedding_dim=encoder.embedding_dim,
         layers=round(sum(s.num_hidden_layers * s.hidden_size for s in shapes) / shape.hidden_size),
         hidden_size=shape.hidden_size,
@@ -335,7 +353,7 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     )
 
 
-def build_sampler(config: Mapping[str, Any], mixture: Mixture, batch: int) -> Sampler:
+def build_sampler(config: Mapping[str, Any], mixture: Mixture, batch: int, world: int) -> Sampler:
     data = config["data"]
     return Sampler(
         mixture,
@@ -344,6 +362,8 @@ def build_sampler(config: Mapping[str, Any], mixture: Mixture, batch: int) -> Sa
         num_positives=data["num_positives"],
         num_negatives=data["num_negatives"],
         drop_last=data["drop_last"],
+        sources_per_batch=data["sources_per_batch"],
+        softmaxes=softmaxes(config["training"], world),
     )
 
 
@@ -353,7 +373,8 @@ def describe_clusters(config: Mapping[str, Any], sampler: Sampler) -> str | None
         return None
     names = sampler.mixture.names
     rows = dict(zip(names, sampler.mixture.sizes.tolist(), strict=True))
-    return build(config["data"]["neighbourhoods"]).outlook(rows, dict(zip(names, sampler.batch_sizes, strict=True)))
+    sizes = [max(1, size // math.prod(sampler.softmaxes)) for size in sampler.batch_sizes]
+    return build(config["data"]["neighbourhoods"]).outlook(rows, dict(zip(names, sizes, strict=True)))
 
 
 def unread_pool(config: Mapping[str, Any], batch: int) -> Pool:
@@ -368,12 +389,13 @@ def plan_pool(config: Mapping[str, Any], pool: Pool, world: int) -> SourcePlan:
     # No batch holds more queries than there are.
     fullest = min(pool.queries_per_step, pool.rows or pool.queries_per_step)
     together = fullest / config["training"]["accumulation_steps"]
+    texts = 1 + pool.positives + pool.hard
     return SourcePlan(
         rows=pool.rows,
         steps_per_epoch=pool.steps_per_epoch,
         queries_per_step=pool.queries_per_step,
         negatives=count_negatives(config, pool, together, world),
-        tokens_per_step=round(pool.queries_per_step * pool.tokens),
+        tokens_per_step=round(pool.queries_per_step * (pool.tokens + texts * tokens_in_front(config["backbone"]))),
     )
 
 
@@ -398,7 +420,8 @@ def count_negatives(config: Mapping[str, Any], pool: Pool, queries: float, world
     if not uses_in_batch_negatives(config["loss"], pool.source):
         return Negatives(hard=pool.hard, in_batch=0, cross_device=0)
     own, brought = queries / world, pool.positives + pool.hard
-    return Negatives(hard=pool.hard, in_batch=(own - 1) * brought, cross_device=(queries - own) * brought)
+    elsewhere = (queries - own) * brought if config["training"]["gather"] else 0.0
+    return Negatives(hard=pool.hard, in_batch=(own - 1) * brought, cross_device=elsewhere)
 
 
 def _size(count: float) -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
+
+from tests.helpers.runs import tiny_settings, write_pairs
 
 PROJECT = Path(__file__).parent.parent
 LAUNCH = sorted(
@@ -73,3 +76,17 @@ def test_a_mistake_is_told_once_by_two_ranks() -> None:
     done = launch(PROJECT / "train.py", "recipe=nope")
     assert done.returncode != 0
     assert (done.stdout + done.stderr).count("error: recipe=nope") == 1
+
+
+def test_two_ranks_that_share_out_the_weights_end_in_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under launch/fsdp_8gpu.yaml, with evaluations before, between and after."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    rows = write_pairs(tmp_path / "dev.jsonl", 8)
+    evaluation = ["evaluation=held_out", "source@evaluation.evaluators.held_out.pairs=jsonl"]
+    settings = [*tiny_settings(tmp_path), *evaluation, f"evaluation.evaluators.held_out.pairs.path={rows}"]
+    done = launch(PROJECT / "train.py", *settings, "training.evaluate_every=3")
+    assert done.returncode == 0, done.stderr
+    assert "sharded: 2 ranks hold" in done.stdout + done.stderr
+    model = SentenceTransformer(str(tmp_path / "run" / "model"))
+    assert model.encode(["where is the red stone"]).shape == (1, 32)

@@ -29,3 +29,20 @@ def chunks(lengths: Tensor, chunk_tokens: int) -> list[Tensor]:
         result.append(order[start:stop])
         start, used = stop, int(ends[stop - 1])
     return result
+
+
+def divided(pieces: list[Tensor], count: int) -> list[Tensor]:
+    """The same texts in `count` chunks, where there are fewer: the fullest are halved. At most one chunk for each text.
+
+    >>> [c.tolist() for c in divided([torch.tensor([1]), torch.tensor([2, 0, 3])], 3)]
+    [[1], [2], [0, 3]]
+    """
+    pieces = list(pieces)
+    while len(pieces) < count:
+        fullest = max(range(len(pieces)), key=lambda number: pieces[number].numel())
+        texts = pieces[fullest]
+        if texts.numel() < 2:
+            break
+        half = texts.numel() // 2
+        pieces[fullest : fullest + 1] = [texts[:half], texts[half:]]
+    return pieces

@@ -14,7 +14,8 @@ from embedtrain.data.chunking import chunks
 from embedtrain.encoder import Encoder, evaluating
 from embedtrain.export.sentence_transformers import write_files
 from embedtrain.merging.probe import all_tokens, contrast
-from embedtrain.merging.weights import FolderWeights, TensorFile
+from embedtrain.merging.weights import FolderWeights
+from embedtrain.tensor_file import TensorFile
 from embedtrain.types import RaggedTokens, TokenBatch
 
 _TOKENS_AT_ONCE = 8192

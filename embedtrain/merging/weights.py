@@ -6,76 +6,30 @@ it, and `2_Dense/linear.weight` that of another module, by its folder.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
+from embedtrain.export.bridge import LANGUAGE_MODEL
 from embedtrain.export.heads import FOLDER
+from embedtrain.tensor_file import Header, TensorFile, write_tensors
 
 # What stands in files and no encoder reads: a pooler, and buffers that older versions saved.
 _UNREAD = re.compile(r"pooler\..*|(.*\.)?(position_ids|rotary_emb\.inv_freq)")
 # The head of a language model, which is the input embedding again where the config ties the two.
 _TIED = re.compile(r"lm_head\.weight|cls\.predictions\.decoder\.(weight|bias)|lm_head\.decoder\.(weight|bias)")
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 # Files of settings and of the tokenizer.
 _SETTINGS = (".json", ".txt", ".model", ".jinja")
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file. Opened once; each tensor is read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
-        self._names = dict.fromkeys(self._file.keys())
-        self.path = path
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:  # the inherited one reads the tensor
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """(shape, dtype), without reading the tensor."""
-        part = self._file.get_slice(name)
-        if part.get_dtype() not in _DTYPES:
-            raise CheckpointError(f"{self.path}: {name} is of type {part.get_dtype()}, which cannot be merged.")
-        return tuple(part.get_shape()), _DTYPES[part.get_dtype()]
 
 
 class FolderWeights(Mapping[str, Tensor]):
@@ -113,7 +67,7 @@ class FolderWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def header(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    def header(self, name: str) -> Header:
         """(shape, dtype), without reading the tensor."""
         file, raw = self._places[name]
         return file.header(raw)
@@ -162,11 +116,12 @@ def _module_files(folder: Path, transformer: Path) -> list[Path]:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The folders that belong to a model: its own, those of its modules, and of what embedtrain alone reads."""
+    """The folders that belong to a model: its own, those of its modules and of what embedtrain alone reads, a second model's."""
     modules, ours = folder / "modules.json", folder / FOLDER
     steps = layout.read_json(modules) if modules.is_file() else []
     heads = [ours, *sorted(path for path in ours.rglob("*") if path.is_dir())] if ours.is_dir() else []
-    return list(dict.fromkeys([folder, *(folder / step["path"] for step in steps), *heads]))
+    behind = [folder / step["path"] / LANGUAGE_MODEL for step in steps if step["type"] == layout.BRIDGE]
+    return list(dict.fromkeys([folder, *(folder / step["path"] for step in steps), *behind, *heads]))
 
 
 def write_folder(target: Path, like: FolderWeights, tensors: Iterable[tuple[str, Tensor]]) -> Path:
@@ -185,29 +140,9 @@ def write_folder(target: Path, like: FolderWeights, tensors: Iterable[tuple[str,
         headers = {like.raw(name): _stored(*like.header(name)) for name in own}
         folder = target / place if place else target / like.transformer.relative_to(like.folder)
         with (folder / "model.safetensors").open("wb") as file:
-            _write_tensors(file, headers, (tensor for _, tensor in group))
+            write_tensors(file, headers, (tensor for _, tensor in group))
     return target
 
 
-def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
+def _stored(shape: tuple[int, ...], dtype: torch.dtype) -> Header:
     return shape, torch.float32 if dtype.is_floating_point else dtype
-
-
-def _write_tensors(
-    file: BinaryIO, headers: Mapping[str, tuple[tuple[int, ...], torch.dtype]], tensors: Iterable[Tensor]
-) -> None:
-    """A safetensors file: length of the header (8 bytes), header, and the tensors' bytes in its order.
-
-    The library's own writer wants all tensors at once.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (shape, dtype) in headers.items():
-        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for (shape, dtype), tensor in zip(headers.values(), tensors, strict=True):
-        assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
-        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

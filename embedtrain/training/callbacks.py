@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors.torch import load_file, save_file
-
-from embedtrain import distributed
 from embedtrain.errors import ConfigError
 from embedtrain.evaluation.comparison import percent
+from embedtrain.sharding import put, save_whole
+from embedtrain.tensor_file import TensorFile
 
 if TYPE_CHECKING:
     from embedtrain.evaluation.result import EvaluationResult
@@ -71,9 +70,9 @@ class Evaluate:
         if self._last != step:
             self._run(trainer, step)
         if self.best_step != step:
-            weights = load_file(self.best_path)
+            weights = TensorFile(self.best_path)
             for name, parameter in trainer.named:
-                parameter.data.copy_(weights[name])
+                put(parameter, weights[name])
             trainer.unsaved()  # the checkpoint of this step, if there is one, holds the last weights
             log.info("restored the best weights, those of step %d", self.best_step)
 
@@ -87,12 +86,7 @@ class Evaluate:
         log.info("step %d  %s %s%s", step, metric, percent(score), ", the best so far" if better else "")
         if better:
             self.best, self.best_step, self.since_best = score, step, 0
-            if distributed.is_main():
-                partial = self.best_path.with_suffix(".partial")
-                partial.parent.mkdir(parents=True, exist_ok=True)
-                save_file({name: p.detach().cpu().contiguous() for name, p in trainer.named}, partial)
-                partial.replace(self.best_path)
-            distributed.barrier()
+            save_whole(dict(trainer.named), self.best_path)
             return
         self.since_best += 1
         if self.patience is not None and self.since_best >= self.patience and self.best is not None:

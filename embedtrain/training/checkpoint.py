@@ -18,18 +18,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from embedtrain import distributed
 from embedtrain.errors import CheckpointError
+from embedtrain.sharding import gathered, like, put
+from embedtrain.tensor_file import TensorFile, write_tensors
 
 log = logging.getLogger("embedtrain")
 
@@ -57,39 +59,54 @@ def save_checkpoint(
     keep: int,
     buffers: Iterable[tuple[str, Tensor]] = (),
 ) -> Path:
-    """Write `folder/step_XXXXXXXX`, then drop all but the newest `keep`. Call on rank 0 only.
+    """Write `folder/step_XXXXXXXX`, then drop all but the newest `keep`. Every rank calls it; rank 0 writes, a tensor at a time.
 
-    Raises CheckpointError when it cannot be written; earlier checkpoints are untouched.
+    Raises CheckpointError, on rank 0, when it cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"step_{state['step']:08d}"
-    partial = target.with_suffix(".partial")
     named = list(named)
-    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in named}
-    moments = _optimizer_tensors(named, optimizer) | {k: v.detach().cpu().contiguous() for k, v in buffers}
-    needed = sum(t.nbytes for t in weights.values()) + sum(t.nbytes for t in moments.values())
+    weights = dict(named)
+    moments = _optimizer_tensors(named, optimizer) | dict(buffers)
+    with gathered([*weights.values(), *moments.values()]) as tensors:
+        if distributed.is_main():
+            _write(target, weights, moments, tensors, state)
+            for old in _candidates(folder)[:-keep] if keep > 0 else []:
+                shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _write(
+    target: Path,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    tensors: Iterator[Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    """Rank 0's part. `tensors`: those of `weights` and `moments`, whole, in that order."""
+    folder, partial = target.parent, target.with_suffix(".partial")
+    needed = sum(t.numel() * t.element_size() for t in [*weights.values(), *moments.values()])
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(weights, partial / "model.safetensors")
-        save_file(moments, partial / "optimizer.safetensors")
+        for name, part in (("model", weights), ("optimizer", moments)):
+            with (partial / f"{name}.safetensors").open("wb") as file:
+                headers = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in part.items()}
+                write_tensors(file, headers, islice(tensors, len(part)))
         _write_json(partial / "state.json", state)
         _write_json(partial / "manifest.json", {name: _fingerprint(partial / name) for name in _FILES})
         _flush(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-        full = getattr(error, "errno", None) == errno.ENOSPC or free < needed or "No space" in str(error)
+        full = error.errno == errno.ENOSPC or free < needed
         why = f"the disk is full: {_gb(needed)} needed, {_gb(free)} free" if full else f"{error}"
         have = [path.name for path in _candidates(folder)]
         raise CheckpointError(
             f"checkpoint {target} could not be written: {why}. Intact checkpoints: {', '.join(have) or 'none'}. Free some space "
             "(or lower training.keep_checkpoints, or move run.dir) and start the same command again; it resumes."
         ) from error
-    for old in _candidates(folder)[:-keep] if keep > 0 else []:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def find_checkpoint(folder: Path) -> Checkpoint | None:
@@ -127,9 +144,9 @@ def load_weights(checkpoint: Checkpoint, named: Iterable[tuple[str, nn.Parameter
     Raises CheckpointError when its tensors are not those of this model.
     """
     named = list(named)
-    weights = load_file(checkpoint.path / "model.safetensors")
+    weights = TensorFile(checkpoint.path / "model.safetensors")
     expected = {name: tuple(parameter.shape) for name, parameter in named}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    found = {name: weights.header(name)[0] for name in weights}
     if expected != found:
         wrong = "; ".join(
             f"{name}: {found.get(name, 'missing')} there, {expected.get(name, 'missing')} here"
@@ -140,9 +157,8 @@ def load_weights(checkpoint: Checkpoint, named: Iterable[tuple[str, nn.Parameter
             f"{checkpoint.path}: its {len(found)} tensors are not the {len(expected)} trainable parameters of this model "
             f"({wrong[:300]}). Resume with the backbone, LoRA and pooling it was trained with."
         )
-    with torch.no_grad():
-        for name, parameter in named:
-            parameter.copy_(weights[name])
+    for name, parameter in named:
+        put(parameter, weights[name])
 
 
 def load_checkpoint(
@@ -158,18 +174,18 @@ def load_checkpoint(
     """
     named = list(named)
     load_weights(checkpoint, named)
-    moments = load_file(checkpoint.path / "optimizer.safetensors")
+    moments = TensorFile(checkpoint.path / "optimizer.safetensors")
     for name, parameter in named:
         entry: dict[str, Tensor] = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = moments.get(f"{name}/{key}")
             if value is not None:
-                entry[key] = value.to(parameter.device)
+                entry[key] = value.to(parameter.device) if key == "step" else like(parameter, value)
         if entry:
             optimizer.state[parameter] = entry
     for name, buffer in buffers:
-        if name not in moments or moments[name].shape != buffer.shape:
-            found = tuple(moments[name].shape) if name in moments else "missing"
+        found = moments.header(name)[0] if name in moments else "missing"
+        if found != tuple(buffer.shape):
             raise CheckpointError(
                 f"{checkpoint.path}: {name} is {found} there, {tuple(buffer.shape)} here. Resume with the same loss."
             )
@@ -178,9 +194,7 @@ def load_checkpoint(
 
 def _optimizer_tensors(named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, parameter in named
-        for key, value in optimizer.state.get(parameter, {}).items()
+        f"{name}/{key}": value for name, parameter in named for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from embedtrain import distributed
+from embedtrain import distributed, sharding
 from embedtrain.assemble import build_encoder, build_evaluators, build_teachers
 from embedtrain.data.loader import StepLoader
 from embedtrain.encoder import Encoder
@@ -27,7 +27,7 @@ from embedtrain.training.building import Results, build_learned, build_loader, b
 from embedtrain.training.negatives import build_mining
 from embedtrain.training.record import run_record
 from embedtrain.training.stages import Stage, hand_on, stages_of, take_over
-from embedtrain.training.texts import texts_of, whiten
+from embedtrain.training.texts import read_context, texts_of, whiten
 from embedtrain.whitening import check_whitening
 
 log = logging.getLogger("embedtrain")
@@ -49,6 +49,7 @@ def run_training(config: dict[str, Any], run: Run) -> int:
     Raises EmbedtrainError for what a user can mend, and `Terminated` after a signal, with a checkpoint written.
     """
     started = time.time()
+    sharding.is_wanted()  # or refused, before anything is read
     accelerator = Accelerator(mixed_precision=config["training"]["mixed_precision"])
     stages = stages_of(run)
     for stage in stages:
@@ -86,7 +87,11 @@ def train_stage(stage: Stage, accelerator: Accelerator) -> Trained:
     loader = build_loader(config, encoder, teachers)
     for teacher in teachers.values():
         teacher.load(accelerator.device)
-    evaluate = partial(evaluate_all, build_evaluators(config), encoder)
+    evaluators = build_evaluators(config)
+    evaluate = partial(evaluate_all, evaluators, encoder)
+    if sharding.is_wanted():
+        sharding.shard(encoder, encoder.encode_dtype)
+        log.info("%s", sharding.describe(encoder))
 
     measured_once(stage.results("before"), evaluate, config["evaluation"]["before"])
     previous = None if stage.previous is None else stage.previous.weights
@@ -106,10 +111,25 @@ def train_stage(stage: Stage, accelerator: Accelerator) -> Trained:
             tracker.finish()
     if trainer.stop_reason:
         log.info("stopped early after %d steps: %s", done, trainer.stop_reason)
+    if sharding.is_sharded(encoder):
+        del trainer  # and with it the optimizer's state: the weights are whole again on every rank from here on
+        encoder = whole_again(encoder, config)
+        evaluate = partial(evaluate_all, evaluators, encoder)
     if stage.is_last:
+        read_context(encoder, list(loader.sampler.mixture.sources.values()))
         whiten(config, encoder, list(loader.sampler.mixture.sources.values()))
     after = measured_once(stage.results("after"), evaluate, config["evaluation"]["after"], again=True)
     return Trained(encoder, loader, done, after)
+
+
+def whole_again(encoder: Encoder, config: Mapping[str, Any]) -> Encoder:
+    """A sharded encoder as a plain one, on every rank."""
+    fresh = build_encoder(config)
+    fresh.to(encoder.device)
+    fresh.encode_dtype = encoder.encode_dtype
+    fresh.read_layers(encoder.layers)
+    sharding.fill(fresh, encoder)
+    return fresh
 
 
 def introduce(stage: Stage, encoder: Encoder, learned: nn.Module) -> None:
@@ -137,7 +157,10 @@ def trained_share(encoder: Encoder, learned: nn.Module) -> str:
 
 def evaluate_all(evaluators: Mapping[str, Callable[..., EvaluationResult]], encoder: Encoder) -> Results:
     """Every evaluator's result under its name in the config; the same on every rank."""
-    return {name: replace(evaluator(encoder, show_progress=True), name=name) for name, evaluator in evaluators.items()}
+    with sharding.whole(encoder):
+        return {
+            name: replace(evaluator(encoder, show_progress=True), name=name) for name, evaluator in evaluators.items()
+        }
 
 
 def measured_once(path: Path, evaluate: Callable[[], Results], wanted: bool, *, again: bool = False) -> Results:
@@ -161,7 +184,9 @@ def finish(stage: Stage, trained: Trained, *, seconds: float) -> None:
     if before and trained.after:
         log.info("\n%s", comparison_table(before, trained.after, resamples=config["evaluation"]["resamples"]))
     record = run_record(stage, trained.loader, before, trained.after, steps=trained.steps, seconds=seconds)
-    probes = texts_of(list(trained.loader.sampler.mixture.sources.values()), config["export"]["num_probes"])
+    sources = list(trained.loader.sampler.mixture.sources.values())
+    probes = texts_of(sources, config["export"]["num_probes"])
+    read_context(trained.encoder, sources)
     folder = Path(config["export"]["dir"] or run.dir / "model")
     exported = export(trained.encoder, folder, probes=probes, record=record)
     for note in exported.notes:

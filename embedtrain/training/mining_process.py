@@ -18,11 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from embedtrain.encoder import Encoder
 from embedtrain.errors import TrainingError
+from embedtrain.sharding import save_whole
 from embedtrain.training.refresh import Periodic
 
 # What a launcher tells each rank: the process is no rank of this launch.
@@ -108,18 +106,8 @@ class MiningProcess:
 
 
 def keep_weights(encoder: Encoder, work: Path) -> None:
-    """The trained weights of now, whole or not at all. Raises TrainingError where they cannot be written."""
-    trained = {name: p.detach().cpu().contiguous() for name, p in encoder.named_parameters() if p.requires_grad}
-    partial = _weights(work).with_suffix(".partial")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        save_file(trained, partial)
-        partial.replace(_weights(work))
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{work}: the weights that negatives are mined by could not be written ({error}). Free some space and start the same "
-            "command again; it resumes."
-        ) from error
+    """The trained weights of now, whole or not at all; every rank calls it. Raises TrainingError where they cannot be written."""
+    save_whole({name: p for name, p in encoder.named_parameters() if p.requires_grad}, _weights(work))
 
 
 def environment(refresh: Periodic, own: Mapping[str, str]) -> dict[str, str]:

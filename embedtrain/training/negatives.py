@@ -30,6 +30,7 @@ from embedtrain.encoder import Encoder
 from embedtrain.errors import TrainingError
 from embedtrain.mining.job import write_version
 from embedtrain.mining.miner import Miner
+from embedtrain.sharding import whole
 from embedtrain.store.ranks import on_main
 from embedtrain.training.learned_rows import LearnedRows, refuse_other_embeddings
 from embedtrain.training.mining_process import MiningProcess, keep_weights
@@ -156,12 +157,14 @@ class NegativeMining:
     def _mine_here(self, step: int) -> None:
         """All ranks together, with the weights of now. What a killed try has embedded is embedded again: rounding may differ."""
         if step == 0:
-            write_version(self.miner, self.sources, self.encoder, self._version(0), step=0)
+            with whole(self.encoder):
+                write_version(self.miner, self.sources, self.encoder, self._version(0), step=0)
             return
         work = self._work(step)
         on_main(lambda: shutil.rmtree(work, ignore_errors=True))
         store = work / "embeddings"
-        write_version(self.miner, self.sources, self.encoder, self._version(step), step=step, store=store)
+        with whole(self.encoder):
+            write_version(self.miner, self.sources, self.encoder, self._version(step), step=step, store=store)
         on_main(lambda: shutil.rmtree(work, ignore_errors=True))
 
     # -------------------------------------------------------------------------------------------------------- beside
@@ -172,12 +175,9 @@ class NegativeMining:
         if pending is None or refresh.next_change(step) >= self.total_steps or self._there(pending):
             return
 
-        def begin() -> None:
-            if pending == step:
-                keep_weights(self.encoder, self._work(step))
-            self._begin(pending)
-
-        on_main(begin)
+        if pending == step:
+            keep_weights(self.encoder, self._work(step))
+        on_main(lambda: self._begin(pending))
 
     def _begin(self, version: int) -> None:
         """Rank 0 alone."""

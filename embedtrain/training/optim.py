@@ -41,7 +41,7 @@ def parameter_groups(
     layer_decay: float | None = None,
     groups: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """AdamW groups: one for each distinct (learning rate, weight decay).
+    """AdamW groups: one for each distinct (learning rate, weight decay). Sharded parameters stand apart: no kernel takes both.
 
     Args:
         head_learning_rate: for what is new on top of the backbone (pooling, projection, loss). Default `learning_rate`.
@@ -54,7 +54,7 @@ def parameter_groups(
     named = list(named)
     depth = 1 + max((int(m[1]) for name, _ in named if (m := _LAYER.search(name))), default=-1)
     unused = set(groups or {})
-    made: dict[tuple[float, float], list[nn.Parameter]] = {}
+    made: dict[tuple[float, float, type], list[nn.Parameter]] = {}
     for name, parameter in named:
         rate = learning_rate
         decay = 0.0 if parameter.ndim < 2 or name.startswith("loss.") else weight_decay
@@ -68,7 +68,7 @@ def parameter_groups(
                 unused.discard(pattern)
                 rate = setting.get("learning_rate", rate)
                 decay = setting.get("weight_decay", decay)
-        made.setdefault((rate, decay), []).append(parameter)
+        made.setdefault((rate, decay, type(parameter.data)), []).append(parameter)
     if unused:
         some = ", ".join(name for name, _ in named[:5])
         raise ConfigError(
@@ -76,7 +76,7 @@ def parameter_groups(
         )
     return [
         {"params": parameters, "lr": rate, "base_learning_rate": rate, "weight_decay": decay}
-        for (rate, decay), parameters in made.items()
+        for (rate, decay, _), parameters in made.items()
     ]
 
 

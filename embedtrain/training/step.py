@@ -10,23 +10,32 @@ The gradient of the loss with respect to the parameters is the product of "loss 
 parameters", so cutting the chain at the embeddings changes memory and never the result (Gao et al. 2021, arXiv:2101.06983).
 It also means that a loss, a gather or a relation never sees which of the two ran.
 
+An encoder that reads other documents in front of each text (`backbones/contextual.py`) has the chain cut once more, at the
+vectors of these documents: they are encoded before everything else, in chunks of their own, every chunk of texts reads them, and
+when all of those have gone backward what they want of the vectors goes back too (Morris and Rush 2024, arXiv:2410.02525).
+
 Dropout is a function of (seed, step, micro-batch, rank, chunk): the generator is seeded before each chunk. So a cached
 chunk replays its masks by construction, on every device, and a resumed run draws what the uninterrupted one would have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from embedtrain import distributed
-from embedtrain.data.chunking import chunks
+from embedtrain.data.chunking import chunks, divided
+from embedtrain.data.context import choose, undivided
 from embedtrain.errors import TrainingError
+from embedtrain.sharding import passes
 from embedtrain.types import EmbeddingBatch, Embeddings, LossOutput, RaggedTokens, Teacher, TokenBatch
+
+_CONTEXT = -1  # in the seeds of context documents, where those of texts have the number of a chunk
 
 
 @dataclass
@@ -50,6 +59,7 @@ class ContrastiveStep:
         autocast: makes the context of the encoder's forward passes (bf16, fp16); the loss always runs in fp32.
         scale: multiplies the loss before the backward (fp16 only).
         teachers: other models' embeddings of the same texts, by name, for losses that read them.
+        gather: whether the loss sees the texts of all ranks; if not, that of the step is the mean of theirs over their queries.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class ContrastiveStep:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         scale: Callable[[Tensor], Tensor] = lambda value: value,
         teachers: Mapping[str, Teacher] | None = None,
+        gather: bool = True,
     ) -> None:
         self.encoder = encoder
         self.loss = loss
@@ -74,6 +85,7 @@ class ContrastiveStep:
         self.autocast = autocast
         self.scale = scale
         self.teachers = dict(teachers or {})
+        self.gather = gather
         # Sees the embeddings of each batch of this rank: queries and documents, without gradient.
         self.observe: Callable[[Embeddings, Embeddings, TokenBatch], None] | None = None
         self._replay_checked = False
@@ -97,12 +109,10 @@ class ContrastiveStep:
         return result
 
     def _backward(self, batch: TokenBatch, step: int, micro: int) -> LossOutput:
-        tokens = RaggedTokens.cat([batch.queries, batch.documents]).to(self.device)
-        plan = _plan(tokens, self.chunk_tokens, self.cached_share)
-        seeds = [mix(self.seed, step, micro, distributed.rank(), number) for number in range(len(plan))]
-
-        outputs = [self._encode(chunk, seed) for chunk, seed in zip(plan, seeds, strict=True)]
-        embeddings = _in_text_order(outputs, plan)
+        seeds = (self.seed, step, micro, distributed.rank())
+        context = self._context(batch, seeds)
+        texts = self._texts(batch, seeds, context)
+        embeddings = texts.embeddings
         if self.observe is not None:
             queries, documents = _sides(embeddings, batch)
             self.observe(queries.map(Tensor.detach), documents.map(Tensor.detach), batch)
@@ -110,22 +120,73 @@ class ContrastiveStep:
         self._refuse_non_finite(output, embeddings, batch, step)
         self.scale(output.loss * batch.share).backward()
 
-        gradient = embeddings.map(_gradient)
-        for number, (chunk, seed) in enumerate(zip(plan, seeds, strict=True)):
-            first = outputs[number]
-            _send_back(self._replay(chunk, seed, first) if chunk.cached else first, gradient.select(chunk.index))
-            outputs[number] = first.map(Tensor.detach)  # lets go of the graph
+        self._back(texts)
+        if context is not None:  # whose gradient is whole now: every chunk of texts has read it
+            self._back(context)
         return output
 
-    def _encode(self, chunk: _Chunk, seed: int) -> Embeddings:
-        torch.manual_seed(seed)
-        with torch.set_grad_enabled(not chunk.cached), self.autocast():
-            return self.encoder(chunk.tokens)
+    def _texts(self, batch: TokenBatch, seeds: tuple[int, ...], context: _Pass | None) -> _Pass:
+        """All texts of the batch, in front of which the encoder reads the context, where it has one."""
+        tokens = RaggedTokens.cat([batch.queries, batch.documents])
+        if context is None:
+            return self._forward(tokens, self.encoder, seeds)
+        encoder: Any = self.encoder
+        leaf, places = context.embeddings.values, context.places
+        return self._forward(tokens, lambda part: encoder(part, context=leaf[places]), seeds, encoder.tokens_in_front)
 
-    def _replay(self, chunk: _Chunk, seed: int, first: Embeddings) -> Embeddings:
-        torch.manual_seed(seed)
+    def _context(self, batch: TokenBatch, seeds: tuple[int, ...]) -> _Pass | None:
+        """The documents of this rank that the encoder reads in front of each text, each once; None where it reads none."""
+        encoder: Any = self.encoder
+        wanted: int = getattr(encoder, "num_context", 0)
+        if not wanted:
+            return None
+        seeds = (*seeds, _CONTEXT)
+        chosen, places = choose(len(batch.documents), wanted, seed=mix(*seeds)).unique(return_inverse=True)
+        whole = undivided(batch.documents.select(chosen))
+        return replace(self._forward(whole, encoder.encode_context, seeds), places=places)
+
+    def _forward(
+        self,
+        tokens: RaggedTokens,
+        encode: Callable[[RaggedTokens], Embeddings],
+        seeds: tuple[int, ...],
+        in_front: int = 0,
+    ) -> _Pass:
+        """Chunk by chunk. `in_front`: what the encoder reads beside the tokens of each text."""
+        plan = self._plan(tokens.to(self.device), in_front)
+        outputs = []
+        for number, chunk in enumerate(plan):
+            torch.manual_seed(mix(*seeds, number))
+            with torch.set_grad_enabled(not chunk.cached), self.autocast():
+                outputs.append(encode(chunk.tokens))
+        return _Pass(encode, seeds, plan, outputs, _in_text_order(outputs, plan))
+
+    def _plan(self, tokens: RaggedTokens, in_front: int) -> list[_Chunk]:
+        """Longest chunks first, so that a batch that does not fit fails at once; the cached ones are the first.
+
+        Where all ranks must make as many passes, chunks are halved; a rank that has too few texts reads some again for nothing.
+        """
+        pieces = chunks(tokens.lengths + in_front, self.chunk_tokens)
+        count = passes(len(pieces), self.encoder)
+        plan = [_chunk(tokens, texts) for texts in divided(pieces, count)]
+        plan += [replace(plan[-1], index=torch.arange(0))] * (count - len(plan))
+        cached = round(self.cached_share * len(plan))
+        return [replace(chunk, cached=number < cached) for number, chunk in enumerate(plan)]
+
+    def _back(self, texts: _Pass) -> None:
+        """What their embeddings were given as gradient, through every chunk; a cached one runs again."""
+        gradient = texts.embeddings.map(_gradient)
+        for number, chunk in enumerate(texts.plan):
+            first = texts.outputs[number]
+            output = self._replay(texts, number) if chunk.cached else first
+            _send_back(output, first.map(torch.zeros_like) if chunk.idle else gradient.select(chunk.index))
+            texts.outputs[number] = first.map(Tensor.detach)  # lets go of the graph
+
+    def _replay(self, texts: _Pass, number: int) -> Embeddings:
+        torch.manual_seed(mix(*texts.seeds, number))
+        first = texts.outputs[number]
         with self.autocast():
-            again = self.encoder(chunk.tokens)
+            again = texts.encode(texts.plan[number].tokens)
         if not self._replay_checked:
             # Once per run: a second pass that differs from the first gives a wrong gradient under a right loss.
             self._replay_checked = True
@@ -140,6 +201,29 @@ class ContrastiveStep:
         return again
 
     def _loss(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
+        return (
+            self._gathered(embeddings, batch, step, micro)
+            if self.gather
+            else self._alone(embeddings, batch, step, micro)
+        )
+
+    def _alone(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
+        """Of this rank's texts, as its share of the mean over the queries of all ranks."""
+        queries, documents = _sides(embeddings, batch)
+        own = EmbeddingBatch(
+            queries, documents, batch.relation.to(self.device), step=step, seed=mix(self.seed, step, micro)
+        )
+        taught = {
+            name: replace(own, queries=Embeddings(q.to(self.device)), documents=Embeddings(d.to(self.device)))
+            for name, (q, d) in self._vectors(batch)
+        }
+        output = self.loss(replace(own, teachers=taught))
+        share = len(batch.queries) / float(distributed.sum_over_ranks(torch.tensor(float(len(batch.queries)))))
+        metrics = {name: share * value for name, value in output.metrics.items()}
+        return replace(output, loss=share * output.loss, metrics=metrics)
+
+    def _gathered(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
+        """Of all texts of all ranks, as this rank's share."""
         relation, queries, documents = distributed.gather_relation(batch.relation.to(self.device))
         own_queries, own_documents = _sides(embeddings, batch)
         first = sum(queries[: distributed.rank()])
@@ -158,14 +242,18 @@ class ContrastiveStep:
     ) -> dict[str, EmbeddingBatch]:
         """The batch as each teacher embeds it."""
         taught = {}
-        for name, teacher in self.teachers.items():
-            q, d = teacher.embed(own.teachers[name])
+        for name, (q, d) in self._vectors(own):
             taught[name] = replace(
                 batch,
                 queries=Embeddings(distributed.gather_plain(q.to(self.device), queries)),
                 documents=Embeddings(distributed.gather_plain(d.to(self.device), documents)),
             )
         return taught
+
+    def _vectors(self, batch: TokenBatch) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """Of this rank's queries and documents, by each teacher."""
+        for name, teacher in self.teachers.items():
+            yield name, teacher.embed(batch.teachers[name])
 
     def _refuse_non_finite(self, output: LossOutput, embeddings: Embeddings, batch: TokenBatch, step: int) -> None:
         if not distributed.any_rank(not bool(torch.isfinite(output.loss))):
@@ -186,24 +274,36 @@ class ContrastiveStep:
 
 @dataclass(frozen=True)
 class _Chunk:
-    index: Tensor  # [n] which embeddings, CPU: one for each span of its texts
+    index: Tensor  # [n] which embeddings, CPU: one for each span of its texts; none of a chunk that is read for nothing
     tokens: RaggedTokens
-    cached: bool
+    cached: bool = False
+
+    @property
+    def idle(self) -> bool:
+        return not self.index.numel()
 
 
-def _plan(tokens: RaggedTokens, chunk_tokens: int, cached_share: float) -> list[_Chunk]:
-    """Longest chunks first, so that a batch that does not fit fails at once; the cached ones are the first."""
-    pieces = chunks(tokens.lengths, chunk_tokens)
-    cached = round(cached_share * len(pieces))
-    return [
-        _Chunk(tokens.spans_of(index), tokens.select(index), number < cached) for number, index in enumerate(pieces)
-    ]
+@dataclass
+class _Pass:
+    """Texts that were encoded: one cut of the chain rule."""
+
+    encode: Callable[[RaggedTokens], Embeddings]
+    seeds: tuple[int, ...]  # of the generator, together with the number of a chunk
+    plan: list[_Chunk]
+    outputs: list[Embeddings]  # of each chunk, with its graph where it is kept
+    embeddings: Embeddings  # of all texts: leaves, which receive a gradient
+    places: Tensor | None = None  # of context documents: which of the texts is where; one may come again
+
+
+def _chunk(tokens: RaggedTokens, texts: Tensor) -> _Chunk:
+    return _Chunk(tokens.spans_of(texts), tokens.select(texts))
 
 
 def _in_text_order(outputs: list[Embeddings], plan: list[_Chunk]) -> Embeddings:
     """Embeddings of all chunks at the places of their texts, cut off from the graph, ready to receive a gradient."""
     places = torch.cat([chunk.index for chunk in plan])
-    together = Embeddings.cat([output.map(Tensor.detach) for output in outputs])
+    wanted = [output for output, chunk in zip(outputs, plan, strict=True) if not chunk.idle]
+    together = Embeddings.cat([output.map(Tensor.detach) for output in wanted])
     return together.select(torch.argsort(places)).map(Tensor.requires_grad_)
 
 

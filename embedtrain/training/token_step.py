@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from embedtrain import distributed
-from embedtrain.data.chunking import chunks
+from embedtrain.data.chunking import chunks, divided
 from embedtrain.errors import TrainingError
+from embedtrain.sharding import gather_outer, passes
 from embedtrain.training.step import StepResult, mix
 from embedtrain.types import TokenBatch, TokenTask
 
@@ -67,13 +68,19 @@ class TokenStep:
         factors = self._factors(task, step)
         sums = dict.fromkeys(factors, 0.0)
         bad: list[str] = []
-        for number, index in enumerate(chunks(task.lengths, self.chunk_tokens)):
+        pieces = chunks(task.lengths, self.chunk_tokens)
+        wanted = passes(len(pieces), self.encoder)
+        pieces = divided(pieces, wanted)
+        for number, index in enumerate(pieces):
             chunk = task.select(index)
             found = self._backward(chunk, factors, mix(self.seed, step, distributed.rank(), number))
             for term, value in found.items():
                 sums[term] += value
             if not all(map(math.isfinite, found.values())):
                 bad += chunk.rows or [f"item {i}" for i in index.tolist()]
+        for number in range(len(pieces), wanted):  # read again for nothing: see sharding.py
+            nothing = {term: (0.0, count) for term, (_, count) in factors.items()}
+            self._backward(task.select(pieces[-1][:1]), nothing, mix(self.seed, step, distributed.rank(), number))
         self._refuse_non_finite(bad, step)
         distributed.sum_gradients(self.parameters)
         return self._result(sums, factors)
@@ -109,6 +116,7 @@ class TokenStep:
     def _backward(self, chunk: TokenTask, factors: dict[str, tuple[float, float]], seed: int) -> dict[str, float]:
         """The sums of a chunk by term, with its gradient added."""
         torch.manual_seed(seed)
+        gather_outer(self.encoder)
         with self.autocast():
             sums: dict[str, Tensor] = self.loss(self.encoder, chunk.to(self.device))
         share = torch.stack([weight / count * sums[term] for term, (weight, count) in factors.items()]).sum()

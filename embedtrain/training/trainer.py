@@ -19,6 +19,7 @@ from embedtrain import distributed
 from embedtrain.backbones.soft_mask import set_step
 from embedtrain.data.loader import StepLoader
 from embedtrain.errors import TrainingError
+from embedtrain.sharding import clip_gradients
 from embedtrain.training.callbacks import Callback
 from embedtrain.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from embedtrain.training.optim import set_learning_rates
@@ -160,7 +161,7 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         limit = float("inf") if self.clip_norm is None else self.clip_norm
-        norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in self.named], limit))
+        norm = clip_gradients([p for _, p in self.named], limit)
         if self.scaler is not None:  # skips the update, and lowers the scale, when fp16 overflowed
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -209,25 +210,24 @@ class Trainer:
         if self.negatives is not None:
             self.negatives.settle()
         failure: Exception | None = None
-        if distributed.is_main():
-            state = {
-                "step": step,
-                "stop_reason": self.stop_reason,
-                "fingerprint": self.fingerprint,
-                "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
-                "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-            }
-            try:
-                save_checkpoint(
-                    self.checkpoints,
-                    named=self.named,
-                    optimizer=self.optimizer,
-                    state=state,
-                    keep=self.keep,
-                    buffers=self._buffers(),
-                )
-            except Exception as error:
-                failure = error
+        state = {
+            "step": step,
+            "stop_reason": self.stop_reason,
+            "fingerprint": self.fingerprint,
+            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+        }
+        try:
+            save_checkpoint(
+                self.checkpoints,
+                named=self.named,
+                optimizer=self.optimizer,
+                state=state,
+                keep=self.keep,
+                buffers=self._buffers(),
+            )
+        except Exception as error:
+            failure = error
         failed = distributed.broadcast_object(None if failure is None else str(failure))
         if failure is not None:
             raise failure

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from embedtrain import distributed
+from embedtrain import distributed, sharding
 from embedtrain.assemble import build_encoder, build_teachers
 from embedtrain.config.compose import compose_config
 from embedtrain.config.validate import validate
@@ -74,8 +74,8 @@ def tiny_config(folder: Path, *overrides: str, name: str = "run") -> dict[str, A
     return composed.config
 
 
-def tiny_trainer(config: dict[str, Any]) -> Trainer:
-    """The trainer that the job would build, not yet started, on any rank."""
+def tiny_trainer(config: dict[str, Any], *, sharded: bool = False) -> Trainer:
+    """The trainer that the job would build, not yet started, on any rank. `sharded`: of weights that the ranks share out."""
     torch.set_num_threads(1)
     run = Run.start(config)
     AcceleratorState._reset_state()  # one process makes many runs here, of different precision
@@ -87,6 +87,8 @@ def tiny_trainer(config: dict[str, Any]) -> Trainer:
     for teacher in teachers.values():
         teacher.load("cpu")
     distributed.broadcast_tensors([*encoder.parameters(), *loss.parameters()])
+    if sharded:
+        sharding.shard(encoder, {"bf16": torch.bfloat16}.get(accelerator.mixed_precision))
     trackers = build_trackers(config, run)
     loader = build_loader(config, encoder, teachers)
     negatives = build_mining(config, encoder, loader.sampler.mixture.sources, run.dir, None)

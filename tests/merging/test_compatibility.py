@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from embedtrain.errors import ConfigError
 from embedtrain.merging.compatibility import refuse_incompatible
 from embedtrain.merging.inputs import Model, read_base, read_model
-from embedtrain.merging.weights import TensorFile
+from embedtrain.tensor_file import TensorFile
 from tests.helpers.models import tiny_model_dir
 from tests.merging.folders import write_model
 

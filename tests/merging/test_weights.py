@@ -17,7 +17,8 @@ from embedtrain.merging.methods.linear import Linear
 from embedtrain.merging.methods.slerp import Slerp
 from embedtrain.merging.methods.ties import Ties
 from embedtrain.merging.states import merge_states
-from embedtrain.merging.weights import FolderWeights, TensorFile, write_folder
+from embedtrain.merging.weights import FolderWeights, write_folder
+from embedtrain.tensor_file import TensorFile
 from tests.helpers.models import minilm_dir, tiny_model_dir
 from tests.helpers.runs import write_pairs
 from tests.merging.folders import write_model

@@ -8,6 +8,7 @@ from typing import Any
 
 from docs.generator.markdown import prose, table
 from embedtrain.config.compose import Composed, compose_config, recipe_files
+from embedtrain.config.models import models_of
 from embedtrain.config.stages import stage_configs
 
 _INTRO = """\
@@ -45,7 +46,7 @@ def _row(name: str, of: Composed) -> tuple[str, ...]:
     return (
         f"[{name}]({name}.yaml)" + (f"<br>{card['title']}" if card["title"] else ""),
         prose(card["paper"] or ""),
-        str(of.config["backbone"].get("name", "")).replace("???", "yours"),
+        " + ".join(str(model.get("name", "")) for model in models_of(of.config["backbone"]).values()).replace("???", "yours"),
         _chosen(of.choices, "pooling"),
         _chosen(of.choices, "loss", "objective"),
         "; ".join(dict.fromkeys(_negatives(stage) for stage in stages.values())),

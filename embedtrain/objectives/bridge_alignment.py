@@ -28,10 +28,10 @@ class BridgeAlignment(nn.Module):
 
         L = mean over words b_j of  -log p(b_j | begin, connector(encoder(a)), learned tokens, b_1, ..., b_{j-1})
 
-    Reconstruction: b is the text a itself, of every query and document. Completion: b is the positive of the query a. *Both* is
-    the mean of the two. Words are read with teacher forcing, some of them hidden, so that they have to come from the encoder. A
-    language model that looks both ways sees b_j unless it is hidden, so there the hidden words alone are predicted, each from
-    the place before it, as in MaskedNextToken.
+    Reconstruction: b is the text a itself, of every query and document. Completion: b is the positive of the query a, where
+    it has one beside itself. *Both* is the mean of the two. Words are read with teacher forcing, some of them hidden, so that
+    they have to come from the encoder. A language model that looks both ways sees b_j unless it is hidden, so there the hidden
+    words alone are predicted, each from the place before it, as in MaskedNextToken.
 
     Man et al. 2025 (arXiv:2501.00874), stage 1. In the authors' code attention looks both ways, half of what the language model
     reads is replaced by a mask token and half of it, drawn apart, is not attended to, and words that can be seen are predicted
@@ -82,7 +82,7 @@ class BridgeAlignment(nn.Module):
             read = texts if self.masker is None else self.masker(texts, seeds)[0]
             parts.append(self._items("reconstruction", read, texts, seeds, rows))
         if "completion" in self.weights:
-            queries, documents, seeds, rows = positive_pairs(batch, seed)
+            queries, documents, seeds, rows = positive_pairs(batch, seed, distinct=True)
             parts.append(self._items("completion", queries, documents, seeds, rows))
         return TokenTask.cat(parts)
 
@@ -114,6 +114,8 @@ class BridgeAlignment(nn.Module):
 
     def _written(self, texts: RaggedTokens) -> RaggedTokens:
         """The language model's tokens of what the encoder's tokens spell, with its end of text behind them."""
+        if not len(texts):
+            return texts
         spelt = words(texts, self.special).ids
         ids = [part[part != NO_TARGET] for part in spelt.split(texts.lengths.tolist())]
         spoken = self.read_by.hf.batch_decode(ids, skip_special_tokens=True)

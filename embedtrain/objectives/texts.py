@@ -23,10 +23,14 @@ def single_texts(batch: TokenBatch, seed: int) -> tuple[RaggedTokens, Tensor, tu
     return tokens, seeds(ids.tolist(), seed), _rows(batch, owners)
 
 
-def positive_pairs(batch: TokenBatch, seed: int) -> tuple[RaggedTokens, RaggedTokens, Tensor, tuple[str, ...]]:
-    """Every query with each of its positives: tokens of both sides, seeds [P], rows."""
+def positive_pairs(
+    batch: TokenBatch, seed: int, *, distinct: bool = False
+) -> tuple[RaggedTokens, RaggedTokens, Tensor, tuple[str, ...]]:
+    """Every query with each of its positives: tokens of both sides, seeds [P], rows. `distinct`: not with its own text."""
     relation = batch.relation
     documents = relation.is_positive.nonzero().flatten()
+    if distinct:
+        documents = documents[relation.document_ids[documents] != relation.query_ids[relation.owner[documents]]]
     queries = relation.owner[documents]
     pairs = zip(relation.query_ids[queries].tolist(), relation.document_ids[documents].tolist(), strict=True)
     identities = [text_id(f"{query} {document}") for query, document in pairs]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from embedtrain.config.models import with_models
 from embedtrain.config.signatures import signature
 from embedtrain.errors import ConfigError
 from embedtrain.smoke.models import HEADS, LAYERS, WIDTH, small_model
@@ -44,10 +45,16 @@ def shrink(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     small["trackers"] = {}
     small["evaluation"] |= {"evaluators": {"held_out": _HELD_OUT}, "primary": None}
     small["export"] |= {"num_probes": 4, "whiten_to": small["export"]["whiten_to"] and WIDTH // 4}
-    named = small["backbone"].get("name") or ""
-    name = "" if named == "???" else named
-    small["backbone"] |= {"name": small_model(name, texts(), folder / "model", **_kept(small)), "weights": "pretrained"}
-    small["backbone"] |= {"revision": None, "trust_remote_code": False, "gradient_checkpointing": False}
+    changes = _kept(small)
+    folders = iter(("model", "second_model"))
+
+    def in_place_of(model: Mapping[str, Any]) -> dict[str, Any]:
+        named = model.get("name") or ""
+        made = small_model("" if named == "???" else named, texts(), folder / next(folders), **changes)
+        plain = {"revision": None, "trust_remote_code": False, "gradient_checkpointing": False}
+        return {"name": made, "weights": "pretrained", **plain}
+
+    small["backbone"] = with_models(small["backbone"], in_place_of)
     small["training"]["mixed_precision"] = "no"
     for label, node in (("", small), *_stages(small)):
         _shrink_stage(node, config, folder, label)
@@ -86,12 +93,13 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
     for head in (encoder.get("views") or {}).values():
         _shrink_component(head or {})
     backbone = node.get("backbone") or {}
-    if backbone.get("lora"):
-        backbone["lora"] = {**backbone["lora"], "r": 4}
+    for model in [backbone, *(part for part in backbone.values() if isinstance(part, dict))]:
+        if model.get("lora"):
+            model["lora"] = {**model["lora"], "r": 4}
+        if model.get("dtype"):
+            model["dtype"] = "float32"
     if backbone.get("soft_mask"):
         backbone["soft_mask"] = {**backbone["soft_mask"], "steps": STEPS}
-    if backbone.get("dtype"):
-        backbone["dtype"] = "float32"
     if not label or training:
         steps = 0 if training.get("max_steps") == 0 else STEPS
         training |= {"global_batch_size": BATCH, "per_device_batch_size": None, "max_steps": steps, "log_every": 1}

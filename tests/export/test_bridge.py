@@ -17,6 +17,10 @@ from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.export import export, load_encoder
+from embedtrain.export.sentence_transformers import write_files
+from embedtrain.merging.methods.linear import Linear
+from embedtrain.merging.states import merge_states
+from embedtrain.merging.weights import FolderWeights, write_folder
 from tests.helpers.models import tiny_model_dir
 from tests.pooling.test_every_head import SMALL
 
@@ -94,3 +98,24 @@ def test_training_goes_on_from_the_halves_of_a_folder(tmp_path):
     )
     again = Encoder(backbone=backbone, pooling=trained.pooling, tokenizer=trained.tokenizer)
     torch.testing.assert_close(again.encode(TEXTS), trained.encode(TEXTS), rtol=1e-4, atol=1e-5)
+
+
+def test_folders_are_merged_tensor_by_tensor_both_models_and_the_connector(tmp_path):
+    folders = []
+    for number in range(2):
+        trained = encoder(tmp_path)
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.add_(0.05 * number * torch.randn_like(parameter))
+        folders.append(tmp_path / f"m{number}")
+        folders[-1].mkdir()
+        write_files(trained, folders[-1], similarity="cosine", dtype="float32")
+    states = [FolderWeights(folder) for folder in folders]
+    places = {name.rpartition("/")[0] for name in states[0]}
+    assert places == {"", "bridge", "bridge/llm"}
+    merged = write_folder(tmp_path / "merged", states[0], merge_states(Linear(weight=[0.5, 0.5]), states))
+    found, halves = (dict(load_encoder(folder).named_parameters()) for folder in (merged, folders[0]))
+    other = dict(load_encoder(folders[1]).named_parameters())
+    assert len(found) > 40
+    for name, parameter in found.items():
+        torch.testing.assert_close(parameter, (halves[name] + other[name]) / 2)

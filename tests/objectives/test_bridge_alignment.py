@@ -41,9 +41,18 @@ def test_texts_are_written_again_and_queries_are_completed_by_their_positives(fo
         text for row in rows for text in (*row.positives, *row.negatives) if text != row.query
     ]
     assert spell(asked(task, "reconstruction")) == texts
-    assert spell(asked(task, "completion")) == [row.positives[0] for row in rows]
+    pairs = [row for row in rows if row.positives[0] != row.query]
+    assert spell(asked(task, "completion")) == [row.positives[0] for row in pairs]
     read = [encoder.tokenizer.hf.decode(ids, skip_special_tokens=True) for ids in texts_of(task.texts["read"])]
-    assert read == [*texts, *(row.query for row in rows)]
+    assert read == [*texts, *(row.query for row in pairs)]
+
+
+def test_texts_without_pairs_are_written_again_alone(folder):
+    encoder, objective, _ = prepared(folder)
+    task = objective.prepare(batch_of(2, 3, encoder), 3)  # a row that is its own positive
+    assert len(task) == 1
+    assert [int(task.targets[term].sum() > 0) for term in ("reconstruction", "completion")] == [1, 0]
+    assert objective(encoder, task)["completion"].item() == 0
 
 
 def test_each_task_alone_and_the_mean_of_both(folder):
@@ -78,7 +87,7 @@ def test_a_model_that_looks_both_ways_has_the_value_of_the_slow_loop(folder):
 
 def test_what_the_encoder_reads_is_hidden_for_reconstruction_alone(folder):
     encoder, _, task = prepared(folder, share=0.5)
-    mask, pairs = encoder.tokenizer.hf.mask_token_id, len(asked(task, "completion")[-5:])
+    mask, pairs = encoder.tokenizer.hf.mask_token_id, sum(map(bool, asked(task, "completion")))
     hides = [bool((ids == mask).any()) for ids in texts_of(task.texts["read"])]
     assert all(hides[:-pairs])
     assert not any(hides[-pairs:])

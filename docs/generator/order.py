@@ -110,7 +110,7 @@ LOSSES = (
 OBJECTIVES = Family(
     "Token objectives",
     "In place of a loss: `objective=retromae loss=null`, alone or as a stage before contrast. They read token states.",
-    ("masked_lm", "mntp", "retromae", "smae", "reconstruction", "translation", "bridge_alignment"),
+    ("causal_lm", "masked_lm", "mntp", "retromae", "smae", "reconstruction", "translation", "bridge_alignment"),
 )
 
 POOLINGS = (

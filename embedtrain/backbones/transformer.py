@@ -280,7 +280,8 @@ class TransformerBackbone(nn.Module):
                 self.soft_mask.step = made
         self.direction = seen
         self._proved.add(device.type)
-        log.info("backbone %s: %s attention, %s kernel on %s", self.name, seen, self._kernel, device.type)
+        said = seen if self.soft_mask is None else f"soft ({self.soft_mask.steps:,} steps from causal to bidirectional)"
+        log.info("backbone %s: %s attention, %s kernel on %s", self.name, said, self._kernel, device.type)
 
     def _directions(self) -> list[tuple[float, Direction | None]]:
         """What is to be seen at which share of the opening of a soft mask; the last is how the model ends."""

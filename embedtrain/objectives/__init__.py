@@ -1,6 +1,7 @@
 """Objectives on token states, for stages before contrast: what `embedtrain.types.TokenObjective` describes.
 
 masked_lm.py       predict hidden tokens                        mntp.py            the same from one place before, for decoders
+causal_lm.py       predict each token from those before it
 retromae.py        rebuild a text from its embedding by a weak decoder; the bag of words of DupMAE
 smae.py            masked words and rebuilt texts at several layers and sizes: Starbucks
 reconstruction.py  rebuild the other side of a pair from an embedding, by the language model itself
@@ -13,6 +14,7 @@ prediction.py cross-entropy over the vocabulary in little memory      reading.py
 """
 
 from embedtrain.objectives.bridge_alignment import BridgeAlignment
+from embedtrain.objectives.causal_lm import CausalLanguageModel
 from embedtrain.objectives.masked_lm import MaskedLanguageModel
 from embedtrain.objectives.mntp import MaskedNextToken
 from embedtrain.objectives.reconstruction import BidirectionalReconstruction
@@ -23,6 +25,7 @@ from embedtrain.objectives.translation import RepresentationTranslation
 __all__ = [
     "BidirectionalReconstruction",
     "BridgeAlignment",
+    "CausalLanguageModel",
     "MaskedLanguageModel",
     "MaskedNextToken",
     "RepresentationTranslation",

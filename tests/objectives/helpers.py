@@ -17,7 +17,8 @@ from embedtrain.types import RaggedTokens, TokenBatch, TrainingExample
 from tests.helpers.models import DECODERS, tiny_model_dir
 
 OBJECTIVES = sorted(path.stem for path in (ROOT / "configs" / "objective").glob("*.yaml"))
-ARCHITECTURE = {"mntp": "llama", "reconstruction": "qwen3"}  # what an objective is for, where it is not an encoder
+# what an objective is for, where it is not an encoder
+ARCHITECTURE = {"causal_lm": "llama", "mntp": "llama", "reconstruction": "qwen3"}
 ATTENTION = {"mntp": "bidirectional"}
 
 WORDS = ["tax", "river", "the", "of", "piano", "seven", "cats", "run", "unbelievable", "photosynthesis", "green", "law"]

@@ -144,6 +144,7 @@ def test_what_a_word_sees_in_the_decoder_is_drawn_for_each_word_and_never_itself
         ("translation", {}, {"layers": 0}, r"objective\.layers=0"),
         ("reconstruction", {}, {"query_to_document": 0.0, "document_to_query": 0.0}, r"not both 0"),
         ("reconstruction", {"attention": "bidirectional"}, {}, r"backbone\.attention: bidirectional, but .* causal"),
+        ("causal_lm", {"attention": "bidirectional"}, {}, r"backbone\.attention: bidirectional, but .* causal"),
         ("mntp", {"attention": "causal"}, {}, r"Set backbone\.attention=bidirectional"),
     ],
 )

@@ -70,6 +70,16 @@ def mntp(encoder, objective, task):
     return mean(losses)
 
 
+def causal_lm(encoder, objective, task):
+    """Of what is read: without answers every token but the first; with them those behind the first end of text."""
+    losses = []
+    for ids in texts_of(task.texts["text"]):
+        states = states_of(encoder, ids)
+        given = ids.tolist().index(encoder.tokenizer.hf.eos_token_id) + 1 if objective.answers else 1
+        losses += [nll(encoder, objective, states[i - 1], ids[i]) for i in range(given, len(ids))]
+    return mean(losses)
+
+
 def layer_norm(module, x):
     return module.weight * (x - x.mean()) / torch.sqrt(x.var(unbiased=False) + module.eps) + module.bias
 
@@ -180,13 +190,16 @@ def bridge_alignment(encoder, objective, task):
     return torch.stack([mean(found) for found in losses.values()]).mean()
 
 
-REFERENCES = {f.__name__: f for f in (masked_lm, mntp, retromae, smae, reconstruction, translation, bridge_alignment)}
+REFERENCES = {
+    f.__name__: f for f in (causal_lm, masked_lm, mntp, retromae, smae, reconstruction, translation, bridge_alignment)
+}
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         *((name, {}) for name in OBJECTIVES),
+        ("causal_lm", {"answers": True}),
         ("retromae", {"bag_of_words": 0.1}),
         ("bridge_alignment", {"share": 0.5, "decoder_share": 0.0}),
     ],

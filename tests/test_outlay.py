@@ -11,7 +11,15 @@ from transformers import BertConfig
 
 from embedtrain.config.compose import compose_config
 from embedtrain.errors import ConfigError
-from embedtrain.outlay import flops_per_step, hardware_rows, outlay, read_hardware, read_launch, smallest_that_fits
+from embedtrain.outlay import (
+    estimate_memory,
+    flops_per_step,
+    hardware_rows,
+    outlay,
+    read_hardware,
+    read_launch,
+    smallest_that_fits,
+)
 from embedtrain.planning import Parameters, build_shapes, count_parameters, model_shapes
 from tests.helpers.runs import write_pairs
 
@@ -58,6 +66,32 @@ def test_frozen_weights_cost_no_gradient_of_their_own(settings: list[str]) -> No
     assert known.multiplied_trainable == biases
     forward = 2 * MULTIPLIED + 4 * L * H * 512
     assert flops_per_step(config, known, 1) == pytest.approx(2 * forward + 2 * biases)
+
+
+def test_weights_that_are_shared_out_are_a_part_each_and_what_is_gathered(settings: list[str]) -> None:
+    """In a step two layers and what is outside of layers; in an evaluation all, where activations and gradients are not."""
+    config, known = counted(settings)
+    total, outside = known.total, known.total - L * LAYER
+    assert known.bytes_outside == 4 * outside
+    alone, shared = (estimate_memory(config, known, 1e6, sharded_over=ranks) for ranks in (1, 4))
+    assert alone == {
+        "weights": 4 * total,
+        "gradients": 4 * total,
+        "optimizer": 8 * total,
+        "activations": shared["activations"],
+    }
+    assert [shared[part] for part in ("weights", "gradients", "optimizer")] == [total, total, 2 * total]
+    assert shared["gathered"] == 4 * outside + 2 * 4 * LAYER  # so many activations leave room for the rest of the model
+    few = estimate_memory(config, known, 1, sharded_over=4)
+    assert few["gathered"] == 4 * total - few["activations"] - total
+
+
+def test_a_launch_file_says_whether_weights_are_shared_out(tmp_path: Path) -> None:
+    assert read_launch("fsdp_8gpu").sharded
+    assert not read_launch("ddp_8gpu").sharded
+    mine = tmp_path / "alone.yaml"
+    mine.write_text("num_processes: 1\ndistributed_type: FSDP\n")
+    assert not read_launch(str(mine)).sharded
 
 
 def test_hours_and_money_follow_from_the_row() -> None:

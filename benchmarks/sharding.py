@@ -3,8 +3,8 @@
     python benchmarks/sharding.py                # two ranks on a CPU; writes benchmarks/results/sharding.{json,md}
     python benchmarks/sharding.py --quick        # two steps; writes nothing
 
-The model is all-MiniLM-L6-v2 in fp32, the rows are docstring -> function source of the standard library. Both runs live in the same
-two processes of one gloo group and take their steps in turn on the same batches, one thread each. CPU is that of rank 0.
+The model is all-MiniLM-L6-v2 in fp32, the rows are docstring -> function source of the standard library. Both runs live in the
+same two processes of one gloo group and take their steps in turn on the same batches, one thread each. CPU is that of rank 0.
 
 Held are the bytes of weights, gradients and moments on a rank after a backward. What a step gathers for a while beside them is
 one layer at a time and what is outside of the layers.

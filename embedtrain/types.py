@@ -86,9 +86,13 @@ class RaggedTokens:
 
     @classmethod
     def from_lists(
-        cls, texts: Sequence[Sequence[int]], skip: Sequence[int] | None = None, role: Role | None = None
+        cls,
+        texts: Sequence[Sequence[int]],
+        skip: Sequence[int] | None = None,
+        role: Role | None = None,
+        left_out: Sequence[int] | None = None,
     ) -> RaggedTokens:
-        """`texts`: token ids of each text. `skip`: leading tokens of each that pooling leaves out (default none)."""
+        """`texts`: token ids of each. `skip`, `left_out`: tokens at its start and its end that pooling does not read."""
         lengths = torch.tensor([len(t) for t in texts], dtype=torch.int64)
         offsets = torch.zeros(len(texts) + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
@@ -96,6 +100,8 @@ class RaggedTokens:
         spans = torch.stack([offsets[:-1], offsets[1:]], dim=1)
         if skip is not None:
             spans[:, 0] += torch.tensor(list(skip), dtype=torch.int64)
+        if left_out is not None:
+            spans[:, 1] -= torch.tensor(list(left_out), dtype=torch.int64)
         return cls(ids, offsets, spans, None if role is None else torch.full((len(texts),), role == "query"))
 
     def __len__(self) -> int:

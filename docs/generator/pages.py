@@ -31,7 +31,8 @@ are queries, D documents, C candidates of one query, N texts, E dimensions."""
 _POOLING_INTRO = """\
 `pooling=eos` chooses one, `pooling.dim=64` sets a value in it, `'+pooling@encoder.views.sparse=splade'` adds a second one
 whose vectors a loss reads as a view. A head reads the tokens of a text that are not left out (`prompts.pool_prompt=false`
-leaves the prompt out). What learns from the embedding: [losses](losses.md)."""
+leaves the prompt out). A prompt stands before the text, and around it with `{text}` in it:
+`'prompts.query="This sentence: {text} means in one word:"'`. What learns from the embedding: [losses](losses.md)."""
 
 
 def losses_page() -> str:

@@ -16,6 +16,7 @@ from transformers.utils.logging import set_tqdm_hook
 
 from embedtrain import distributed
 from embedtrain.backbones.own_models import OWN_MODELS
+from embedtrain.backbones.prompt_end import without_prompt_end
 from embedtrain.backbones.published import Body, published_body
 from embedtrain.backbones.published.adapter import read_adapter
 from embedtrain.backbones.published.body import keys_of
@@ -57,7 +58,7 @@ def load_tokenizer(name: str, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase
     if adapter is not None and not adapter.has("tokenizer_config.json"):
         return AutoTokenizer.from_pretrained(adapter.base, **{**hub, "revision": adapter.base_revision})
     with quiet_transformers():  # which wonders at the type of a published model
-        return AutoTokenizer.from_pretrained(name, **hub)
+        return without_prompt_end(AutoTokenizer.from_pretrained(name, **hub))
 
 
 def load_model(name: str, config: Any, weights: Weights, dtype: torch.dtype, hub: Mapping[str, Any]) -> PreTrainedModel:

@@ -374,6 +374,9 @@ def precision(config: dict[str, Any], world: int) -> Iterator[Finding]:
 def prompts(config: dict[str, Any], world: int) -> Iterator[Finding]:
     wanted = {"": config["prompts"], **{f"sources.{k}.": v or {} for k, v in config["prompts"]["sources"].items()}}
     for place, prompt in wanted.items():
+        for role in ("query", "document"):
+            if (prompt.get(role) or "").count("{text}") > 1:
+                yield Problem(f"prompts.{place}{role}: {{text}} may stand in it once; it is the place of the text.")
         if "{instruction}" in (prompt.get("document") or ""):
             yield Problem(
                 f"prompts.{place}document: {{instruction}} may stand in the query prompt only; a document has no task."

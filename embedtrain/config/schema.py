@@ -83,10 +83,12 @@ class EncoderConfig:
 
 @dataclass
 class PromptsConfig:
-    """Text put before each text, in training, evaluation and the exported model alike."""
+    """Text put around each text, in training, evaluation and the exported model alike."""
 
-    query: str = setting("", "Put before a query, literally; {instruction} stands for the row's own instruction.")
-    document: str = setting("", "Put before a document, literally.")
+    query: str = setting(
+        "", "Put before a query, literally; behind it what follows {text}. {instruction} is the row's own instruction."
+    )
+    document: str = setting("", "Put before a document, literally; behind it what follows {text}.")
     sources: dict[str, Any] = setting({}, "By source: {query: ..., document: ...} in place of the two above.")
     instructions: bool = setting(
         True, "Whether instructions of rows and sources are read; false: for a model that takes none."

@@ -31,12 +31,19 @@ def encode_chunks(
     Raises DataError for a chunk that lies beyond the maximum length: its document would be scored without it.
     """
     separator = tokenizer.hf.sep_token or "\n\n"
-    prefixes = tokenizer.prefixes(len(documents), "document", source, None)
+    prompts = tokenizer.around(len(documents), "document", source, None)
     places = order or [range(len(chunks)) for chunks in documents]
-    joined = [_join(*parts, separator) for parts in zip(prefixes, documents, places, strict=True)]
+    joined = [
+        _join(before, chunks, where, separator)
+        for (before, _), chunks, where in zip(prompts, documents, places, strict=True)
+    ]
+    behind = [tokenizer.ids_behind(text) for _, text in prompts]
     limits = [limit or tokenizer.max_length["document"] for limit in max_lengths or [None] * len(documents)]
-    encodings = tokenizer.encodings([text for text, _ in joined], limits)
-    tokens = RaggedTokens.from_lists([tokenizer.closed(encoding.ids) for encoding in encodings], role="document")
+    encodings = tokenizer.encodings(
+        [text for text, _ in joined], [limit - len(own) for limit, own in zip(limits, behind, strict=True)]
+    )
+    closed = [tokenizer.closed(encoding.ids, own) for encoding, own in zip(encodings, behind, strict=True)]
+    tokens = RaggedTokens.from_lists(closed, role="document")
     spans = [
         [_span(encoding, *characters, limit) for characters in ranges]
         for encoding, (_, ranges), limit in zip(encodings, joined, limits, strict=True)

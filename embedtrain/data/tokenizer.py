@@ -1,7 +1,9 @@
 """Texts to ragged tokens: prompt, special tokens, truncation and what pooling may read, in one place.
 
 The tokens of a text are those the Hugging Face tokenizer makes of `prompt + text`, with its special tokens around them,
-cut on the right so that the special tokens survive. Nothing is padded.
+cut on the right so that the special tokens survive. What the prompt has behind the text is tokenised by itself and stands
+behind what is left of the text, before the special tokens: it is never cut and never joins the text, and an exported
+tokenizer can add it. Nothing is padded.
 
 Three things go wrong when they are spread over a code base, so they are done here and nowhere else:
 
@@ -18,18 +20,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embedtrain.data.prompts import Prompts
+from embedtrain.data.prompts import PLACEHOLDER, Prompts
 from embedtrain.errors import ConfigError, DataError
 from embedtrain.types import RaggedTokens, Role
 
 log = logging.getLogger(__name__)
+
+# What a prompt's end is tokenised behind, to have the tokens that it has behind a text: one of these never joins it.
+_ANCHORS = ("a", ".", "1", "\n")
 
 
 class TextTokenizer:
     """Tokenises texts of one role at a time.
 
     tokenizer             a Hugging Face fast tokenizer
-    prompts               what is put in front of each text
+    prompts               what is put around each text
     max_query_length,
     max_document_length   tokens of a text with its prompt and special tokens
     append_eos            the last token of every text is EOS; for pooling that reads the last token
@@ -65,6 +70,8 @@ class TextTokenizer:
         self.eos_id = self._find_eos() if append_eos else None
         self._appends_itself = append_eos and self._ids(["a"], 64)[0][-1:] == [self.eos_id]
         self._warned_prefixes: set[str] = set()
+        self._ids_behind: dict[str, list[int]] = {"": []}
+        self._num_closing = self._closing_special_tokens()
         self.query_augmentation = query_augmentation
         self.closing_ids: dict[Role, list[int]] = {role: list(ids) for role, ids in (closing_ids or {}).items()}
         for role, length in self.max_length.items():
@@ -87,41 +94,48 @@ class TextTokenizer:
 
         Raises DataError for a text of which no token is left to pool, ConfigError for a prompt that fills the maximum.
         """
-        prefixes = self.prefixes(len(texts), role, source, instructions)
-        joined = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+        prompts = self.around(len(texts), role, source, instructions)
+        joined = [before + text for (before, _), text in zip(prompts, texts, strict=True)]
         if not joined:
             return RaggedTokens.from_lists([], role=role), 0
         closing = self.closing_ids.get(role, [])
         limits = [(limit or self.max_length[role]) - len(closing) for limit in max_lengths or [None] * len(joined)]
-        encodings = self.encodings(joined, limits)
-        ids = [self.closed(encoding.ids) for encoding in encodings]
+        behind = [self.ids_behind(text) for _, text in prompts]
+        encodings = self.encodings(joined, [limit - len(own) for limit, own in zip(limits, behind, strict=True)])
+        ids = [self.closed(encoding.ids, own) for encoding, own in zip(encodings, behind, strict=True)]
         truncated = sum(bool(encoding.overflowing) for encoding in encodings)
         if not all(ids):
             raise DataError(f"the text {joined[ids.index([])]!r} has no token in this tokenizer. Remove the row.")
-        skip = None
-        if not self.prompts.pool_prompt and any(prefixes):
+        skip = left_out = None
+        if not self.prompts.pool_prompt and any(before for before, _ in prompts):
             skip = [
-                self._prompt_tokens(prefix, text, encoding, len(one), f"max_{role}_length={limit}")
-                for prefix, text, encoding, one, limit in zip(prefixes, joined, encodings, ids, limits, strict=True)
+                self._prompt_tokens(before, text, encoding, len(one), f"max_{role}_length={limit}")
+                for (before, _), text, encoding, one, limit in zip(prompts, joined, encodings, ids, limits, strict=True)
             ]
         if role == "query" and self.query_augmentation is not None:
             ids = [one + [self.hf.mask_token_id] * (self.query_augmentation - len(one)) for one in ids]
-        return RaggedTokens.from_lists([one + closing for one in ids], skip, role), truncated
+        ids = [one + closing for one in ids]
+        if not self.prompts.pool_prompt and any(behind):
+            left_out = [
+                self._left_out(encoding, one, own, skipped)
+                for encoding, one, own, skipped in zip(encodings, ids, behind, skip or [0] * len(ids), strict=True)
+            ]
+        return RaggedTokens.from_lists(ids, skip, role, left_out), truncated
 
-    def prefixes(
+    def around(
         self,
         count: int,
         role: Role,
         source: str | Sequence[str] | None,
         instructions: Sequence[str | None] | None,
-    ) -> list[str]:
-        """The prompt of each of `count` texts; arguments as in `encode`."""
+    ) -> list[tuple[str, str]]:
+        """What is put before and behind each of `count` texts; arguments as in `encode`."""
         sources = [source] * count if source is None or isinstance(source, str) else list(source)
         if instructions is None:
             instructions = [None] * count
-        made: dict[tuple[str | None, str | None], str] = {}  # few distinct ones among many texts
+        made: dict[tuple[str | None, str | None], tuple[str, str]] = {}  # few distinct ones among many texts
         for key in set(zip(sources, instructions, strict=True)):
-            made[key] = self.prompts.prefix(role, source=key[0], instruction=key[1])
+            made[key] = self.prompts.around(role, source=key[0], instruction=key[1])
         return [made[key] for key in zip(sources, instructions, strict=True)]
 
     def encodings(self, texts: Sequence[str], limits: Sequence[int]) -> list[Any]:
@@ -148,8 +162,34 @@ class TextTokenizer:
     def _ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         return self._encode_batch(texts, max_length)["input_ids"]
 
-    def closed(self, ids: list[int]) -> list[int]:
-        """With EOS behind it, exactly once."""
+    def ids_behind(self, text: str) -> list[int]:
+        """The tokens of what a prompt puts behind a text: those that it has there, were it to join no token of the text.
+
+        Raises ConfigError where there is no such thing, as with the middle of a word.
+        """
+        if text not in self._ids_behind:
+            self._ids_behind[text] = self._tokens_behind(text)
+        return self._ids_behind[text]
+
+    def _tokens_behind(self, text: str) -> list[int]:
+        for anchor in _ANCHORS:
+            alone, both = (self.hf(t, add_special_tokens=False)["input_ids"] for t in (anchor, anchor + text))
+            if both[: len(alone)] == alone:
+                return both[len(alone) :]
+        raise ConfigError(
+            f"prompts: {text!r} would stand behind texts, and its first character joins whatever is in front of it. Begin it "
+            "with a blank, a line break or a mark."
+        )
+
+    def _closing_special_tokens(self) -> int:
+        """How many the tokenizer itself puts behind a text."""
+        mask = self._encode_batch(["a"], 64).encodings[0].special_tokens_mask
+        return len(mask) if 0 not in mask else mask[::-1].index(0)
+
+    def closed(self, ids: list[int], behind: Sequence[int] = ()) -> list[int]:
+        """With `behind` at the end of the text, and EOS behind it all, exactly once."""
+        end = len(ids) - self._num_closing
+        ids = [*ids[:end], *behind, *ids[end:]]
         if not self.append_eos or (ids and ids[-1] == self.eos_id):
             return ids
         return [*ids, self.eos_id]  # type: ignore[list-item]
@@ -175,6 +215,13 @@ class TextTokenizer:
         if behind < length:
             return behind
         raise DataError(f"the text {text[border:]!r} has no token in this tokenizer. Remove the row.")
+
+    def _left_out(self, encoding: Any, ids: list[int], behind: list[int], skipped: int) -> int:
+        """How many tokens at the end are no text, where the prompt has some there; none where there is nothing else to pool."""
+        if not behind:
+            return 0
+        content = len(encoding.ids) - self._num_closing
+        return len(ids) - content if content > skipped else 0
 
     def _warn_of_joined_token(self, prefix: str, position: int) -> None:
         """Where tokenising the prompt alone counts otherwise, sentence-transformers will mask otherwise: say so, once."""
@@ -205,10 +252,12 @@ class TextTokenizer:
         """Raises ConfigError where texts of this role cannot be cut at `length` tokens; `owner` is who says they should."""
         special = len(self._ids(["a"], 64)[0]) - 1 + (self.append_eos and not self._appends_itself)
         special += len(self.closing_ids.get(role, []))
+        finished = [text for text in self.prompts.behind(role) if PLACEHOLDER not in text]
+        special += max((len(self.ids_behind(text)) for text in finished), default=0)
         if length <= special:
             raise ConfigError(
-                f"{owner}.max_{role}_length={length} leaves no token for text beside {special} special tokens. "
-                f"Use at least {special + 1}; a usual value is 512."
+                f"{owner}.max_{role}_length={length} leaves no token for text beside {special} special tokens, what the "
+                f"prompt has behind the text among them. Use at least {special + 1}; a usual value is 512."
             )
         if role == "query" and self.query_augmentation is not None and self.query_augmentation > length:
             raise ConfigError(
@@ -223,6 +272,11 @@ class TextTokenizer:
         if self.append_eos:
             raise ConfigError(
                 f"{key}: the last token of a query would be [MASK] and not EOS, which the pooling reads. Set it to null."
+            )
+        if not self.prompts.pool_prompt and any(self.prompts.behind("query")):
+            raise ConfigError(
+                f"{key}: masks stand behind the text, and prompts.pool_prompt=false leaves out all that does. Set this to null, "
+                "or that to true."
             )
         if self.closing_ids:
             raise ConfigError(f"{key}: queries end in learned tokens already, which the pooling reads. Set it to null.")

@@ -20,6 +20,7 @@ from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
 from embedtrain.export.multi_vector import read_multi_vector, read_query_expansion
 from embedtrain.export.pooling import MODES
+from embedtrain.export.prompts import read_templates
 from embedtrain.export.sparse import read_splade
 from embedtrain.export.tensors import load_tensors, map_size
 
@@ -100,7 +101,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         transformer=first,
         pooling=pooling,
         bridge=bridge,
-        prompts={name: prompt or "" for name, prompt in model.get("prompts", {}).items()},
+        prompts={name: prompt or "" for name, prompt in model.get("prompts", {}).items()} | read_templates(path),
         max_query_length=settings.get("query_length") or settings.get("max_seq_length"),
         max_document_length=settings.get("document_length") or settings.get("max_seq_length"),
         query_augmentation=read_query_expansion(settings, first / "sentence_bert_config.json"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from embedtrain.data.prompts import PLACEHOLDER
+from embedtrain.data.prompts import PLACEHOLDER, TEXT
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
@@ -60,6 +60,12 @@ def check_pooling(encoder: Encoder) -> None:
                 f"{key}: {type(head).__name__} cannot be exported: it is no head of embedtrain. "
                 f"Can be exported: {', '.join(sorted(HEADS))}."
             )
+    several = isinstance(encoder.pooling, MultiVectorPooling | SpladePooling)
+    if several and encoder.tokenizer.prompts.same_behind() is None:
+        raise ConfigError(
+            f"prompts: with {type(encoder.pooling).__name__} an export needs the same behind queries and documents, or nothing. "
+            f"Change the templates behind {TEXT}."
+        )
     if isinstance(encoder.pooling, MultiVectorPooling):
         check_multi_vector(encoder, encoder.pooling)
     if isinstance(encoder.pooling, SpladePooling):
@@ -73,11 +79,13 @@ def kind_of(pooling: nn.Module) -> layout.Kind:
     return "SparseEncoder" if isinstance(pooling, SpladePooling) else "SentenceTransformer"
 
 
-def is_ours_alone(pooling: nn.Module) -> bool:
-    """Whether no module of sentence-transformers computes the head, so that embedtrain alone loads the folder."""
-    inner = _reader(pooling)
+def is_ours_alone(encoder: Encoder) -> bool:
+    """Whether sentence-transformers has no module for the head, or no place for its prompts: embedtrain alone loads the folder.
+
+    A prompt's end that stands behind every text is a part of the exported tokenizer, which knows no role.
+    """
     known = (*_MODE_OF, FirstLastPooling, LatentAttentionPooling, MultiVectorPooling, SpladePooling)
-    return inner not in known
+    return _reader(encoder.pooling) not in known or encoder.tokenizer.prompts.same_behind() is None
 
 
 def ships_code(pooling: nn.Module) -> bool:
@@ -87,7 +95,7 @@ def ships_code(pooling: nn.Module) -> bool:
 
 def write_pooling(encoder: Encoder, folder: Path, dtype: torch.dtype) -> list[tuple[str, str]]:
     """Write the modules that pool, numbered from 1, and return them as (class, name) for modules.json."""
-    if is_ours_alone(encoder.pooling):
+    if is_ours_alone(encoder):
         layout.write_json(folder / "1_Pooling" / "config.json", {"include_prompt": _include_prompt(encoder)})
         return [(f"embedtrain.pooling.{type(encoder.pooling).__name__}", "Pooling")]
     written = _write_head(encoder, _in_front(encoder.pooling), folder, dtype)
@@ -182,11 +190,16 @@ def check_prompt_borders(encoder: Encoder) -> None:
 
     It counts the tokens of the prompt alone; a prompt that ends in a blank may share its last token with the text.
     """
-    if _include_prompt(encoder):
+    if _include_prompt(encoder) or is_ours_alone(encoder):
         return
     tokenizer = encoder.tokenizer
+    if tokenizer.prompts.same_behind():
+        raise ConfigError(
+            f"prompts: what stands behind {TEXT} cannot be exported with prompts.pool_prompt=false: sentence-transformers leaves "
+            "out what is before a text and nothing behind it. Set it to true, or end the templates in the text."
+        )
     for role, template in tokenizer.prompts.templates.items():
-        prompt = template.replace(PLACEHOLDER, "the task")
+        prompt = template.partition(TEXT)[0].replace(PLACEHOLDER, "the task")
         alone = _tokens_alone(tokenizer, prompt)
         for word in _FIRST_WORDS if prompt else ():
             together = _tokens_before_text(tokenizer, prompt, word)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from embedtrain.data.prompts import PLACEHOLDER, Prompts
+from embedtrain.data.prompts import PLACEHOLDER, TEXT, Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.types import Embeddings, Role
@@ -32,9 +32,9 @@ def probe_texts(probes: Sequence[str], tokenizer: TextTokenizer) -> tuple[list[s
 
 
 def probe_prompts(prompts: Prompts) -> dict[Role, str | None]:
-    """The prompt to pass by hand for each role; None where the folder has one itself."""
+    """The prompt to pass by hand for each role, with the place of the text; None where the folder has one itself."""
     return {
-        role: prompts.prefix(role, instruction=_TASK) if PLACEHOLDER in prompts.template(role) else None
+        role: TEXT.join(prompts.around(role, instruction=_TASK)) if PLACEHOLDER in prompts.template(role) else None
         for role in ROLES
     }
 

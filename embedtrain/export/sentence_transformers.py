@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from embedtrain.backbones.bridge import Halves
 from embedtrain.backbones.loading import quiet_transformers
 from embedtrain.backbones.soft_mask import refuse_half_open
-from embedtrain.data.prompts import PLACEHOLDER
+from embedtrain.data.prompts import PLACEHOLDER, TEXT
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
@@ -40,6 +40,7 @@ from embedtrain.export.pooling import (
     write_pooling,
 )
 from embedtrain.export.probes import expected_embeddings, full_precision, probe_prompts, probe_texts
+from embedtrain.export.prompts import write_templates
 from embedtrain.export.record import RunRecord, with_facts_of
 from embedtrain.export.sparse import TASK, language_model
 from embedtrain.export.staging import beside, replace_folder, staged_folder
@@ -98,7 +99,7 @@ def export(
             texts,
             expected,
             prompts=probe_prompts(encoder.tokenizer.prompts),
-            ours_alone=is_ours_alone(encoder.pooling),
+            ours_alone=is_ours_alone(encoder),
         )
         if not result.passed:
             rejected = replace_folder(partial, beside(path, "rejected"))
@@ -120,12 +121,14 @@ def write_files(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype
     splade = isinstance(pooling, SpladePooling)
     model = language_model(encoder, pooling) if splade else encoder.backbone.merged_model()  # type: ignore[operator,arg-type]
     notes = _save_models(model, folder, stored)
-    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length)
+    behind = tokenizer.ids_behind(tokenizer.prompts.same_behind() or "")
+    notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length, behind=behind)
     types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored)]
     kind = kind_of(pooling)
     if kind == "SentenceTransformer":
         types += _write_dense(encoder, folder, stored, first=len(types))
-    write_heads(encoder, folder, stored, with_pooling=is_ours_alone(pooling))
+    write_heads(encoder, folder, stored, with_pooling=is_ours_alone(encoder))
+    write_templates(tokenizer.prompts, folder)
     settings = {"max_seq_length": max_seq_length, "do_lower_case": False, **query_expansion(encoder)}
     bridge = BRIDGE if isinstance(model, Halves) else None
     layout.write_json(folder / "modules.json", layout.modules(types, bridge))
@@ -199,10 +202,12 @@ def _kind_notes(encoder: Encoder) -> list[str]:
     kind = kind_of(encoder.pooling)
     if kind != "SentenceTransformer":
         notes.append(f"This is a `{kind}` of sentence-transformers 6 or newer.")
-    if is_ours_alone(encoder.pooling):
+    if is_ours_alone(encoder):
+        lacking = f"no {type(encoder.pooling).__name__}"
+        if encoder.tokenizer.prompts.same_behind() is None:
+            lacking = "no place for prompts that end behind the text, each role's in its own way,"
         notes.append(
-            f"sentence-transformers has no {type(encoder.pooling).__name__} and cannot load this folder. embedtrain can: "
-            "`embedtrain.export.load_encoder`."
+            f"sentence-transformers has {lacking} and cannot load this folder. embedtrain can: `embedtrain.export.load_encoder`."
         )
     if len(encoder.views):
         notes.append(
@@ -229,9 +234,10 @@ def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
     prompts = encoder.tokenizer.prompts
     for role, template in prompts.templates.items():
         if PLACEHOLDER in template:
+            before = template.partition(TEXT)[0]
             notes.append(
-                f"The {role} prompt takes an instruction, so `encode_{role}` has none by itself. Give the whole prompt: "
-                f"`model.encode_{role}(texts, prompt={template!r})` with your task in place of `{PLACEHOLDER}`."
+                f"The {role} prompt takes an instruction, so `encode_{role}` has none by itself. Give what stands before the "
+                f"text: `model.encode_{role}(texts, prompt={before!r})` with your task in place of `{PLACEHOLDER}`."
             )
     for source in prompts.sources:
         notes.append(
@@ -249,7 +255,7 @@ def _card(encoder: Encoder, folder: Path, record: RunRecord | None, similarity: 
         trust_remote_code=ships_code(encoder.pooling)
         or (folder / layout.BRIDGE_FILE).exists()
         or bool(layout.code_beside(folder)),
-        ours_alone=is_ours_alone(encoder.pooling),
+        ours_alone=is_ours_alone(encoder),
     )
     return model_card(record, notes=notes, loading=loading)
 

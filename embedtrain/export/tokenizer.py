@@ -10,13 +10,21 @@ from typing import Any
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+from embedtrain.backbones.prompt_end import NAME
+
 
 def save_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, *, append: int | None, max_seq_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    append: int | None,
+    max_seq_length: int,
+    behind: list[int] | None = None,
 ) -> list[str]:
     """Write a copy of `tokenizer` that pads on the right, cuts at `max_seq_length` and ends every text in `append`.
 
     append: the id of the token that closes a text, or None to leave texts as the tokenizer makes them.
+    behind: the ids of what the prompt has behind a text; they are never cut.
     Returns what a user of the folder should know, one sentence each.
     """
     exported = copy.deepcopy(tokenizer)
@@ -29,11 +37,18 @@ def save_tokenizer(
     if exported.pad_token is None:
         exported.pad_token = exported.eos_token
         notes.append(f"The tokenizer had no padding token; batches are padded with `{exported.eos_token}`, masked out.")
-    template = append is not None and not ends_with(exported, append)
-    if append is not None and template:
-        backend.post_processor = _with_last(exported, append)
+    last = None if append is None or ends_with(exported, append) else append
+    template = last is not None or bool(behind)
+    if template:
+        backend.post_processor = _with_more(exported, behind or [], last)
+    if behind:
         notes.append(
-            f"The tokenizer itself appends `{exported.convert_ids_to_tokens(append)}` to every text, also to one that was cut."
+            f"The tokenizer itself puts the end of the prompt, `{exported.decode(behind)}`, behind every text, also behind one "
+            "that was cut."
+        )
+    if last is not None:
+        notes.append(
+            f"The tokenizer itself appends `{exported.convert_ids_to_tokens(last)}` to every text, also to one that was cut."
         )
     exported.save_pretrained(folder)
     _patch_config(folder / "tokenizer_config.json", exported, template)
@@ -46,15 +61,22 @@ def ends_with(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> bool:
     return bool(ids) and ids[-1] == token_id
 
 
-def _with_last(tokenizer: PreTrainedTokenizerBase, token_id: int) -> processors.PostProcessor:
-    """The post-processor of `tokenizer`, plus a last token. Truncation happens before it and leaves room for what it adds."""
+def _with_more(tokenizer: PreTrainedTokenizerBase, behind: list[int], last: int | None) -> processors.PostProcessor:
+    """The post-processor of `tokenizer`, plus `behind` at the end of the text and a last token.
+
+    Truncation happens before it and leaves room for what it adds.
+    """
     bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    before, after = full[:start], [*full[start + len(bare) :], token_id]
+    before, after = full[:start], [*full[start + len(bare) :], *([] if last is None else [last])]
     names = {i: tokenizer.convert_ids_to_tokens(i) for i in before + after}
+    special: list[Any] = [(token, i) for i, token in names.items()]
+    text = ["$A:0"]
+    if behind:
+        text.append(f"{NAME}:0")
+        special.append({"id": NAME, "ids": behind, "tokens": tokenizer.convert_ids_to_tokens(behind)})
     template = processors.TemplateProcessing(
-        single=[f"{names[i]}:0" for i in before] + ["$A:0"] + [f"{names[i]}:0" for i in after],
-        special_tokens=[(token, i) for i, token in names.items()],
+        single=[f"{names[i]}:0" for i in before] + text + [f"{names[i]}:0" for i in after], special_tokens=special
     )
     # Byte-level processors only decide whether offsets include the leading blank: keep what they decided.
     trims = [part["trim_offsets"] for part in _parts(tokenizer) if "trim_offsets" in part]

@@ -185,8 +185,8 @@ def _parts(encoder: Encoder, data: MiningData, source: str) -> tuple[_Part, _Par
     """Queries and documents."""
 
     def part(role: Role, texts: Sequence[str], instructions: Sequence[str | None]) -> _Part:
-        prefixes = encoder.tokenizer.prefixes(len(texts), role, source, instructions)
-        return _Part(role, texts, instructions, source, text_keys(role, prefixes, texts))
+        prompts = encoder.tokenizer.around(len(texts), role, source, instructions)
+        return _Part(role, texts, instructions, source, text_keys(role, prompts, texts))
 
     told = _instruction_of_documents(encoder, data, source)
     return (

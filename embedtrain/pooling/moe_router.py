@@ -18,8 +18,8 @@ class MoeRouterPooling(nn.Module):
         concat   e = [h, r]                               similarities are led by whichever is longer
         sum      e = [h / |h|, sqrt(alpha) r / |r|]       <e, e'> = cos(h, h') + alpha cos(r, r')
 
-    Texts end in an end-of-text token. The paper asks for the meaning by a prompt: prompts.query and prompts.document with
-    an instruction before the text.
+    Texts end in an end-of-text token, unless encoder.append_eos=false. The paper also asks for the meaning in one word
+    (PromptEOL), by a prompt around the text: 'This sentence: "{text}" means in one word: "'.
 
     combine       concat or sum
     alpha         weight of the routing in the sum

@@ -1,4 +1,4 @@
-"""The texts of some rows, in the order in which a batch holds them, with what stands in front of each for a teacher."""
+"""The texts of some rows, in the order in which a batch holds them, with what stands around each for a teacher."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RoleTexts:
             [self.rows[i] for i in index],
         )
 
-    def prefixes(self, prompts: Prompts) -> list[str]:
-        """What `prompts` put before each text."""
-        return [prompts.prefix(self.role, instruction=i) for i in self.heeded(prompts)]
+    def around(self, prompts: Prompts) -> list[tuple[str, str]]:
+        """What `prompts` put before and behind each text."""
+        return [prompts.around(self.role, instruction=i) for i in self.heeded(prompts)]
 
     def heeded(self, prompts: Prompts) -> list[str | None]:
         """The instructions that these prompts have a place for: a teacher without one was not trained to be told."""
@@ -39,7 +39,7 @@ class RoleTexts:
 
     def keys(self, prompts: Prompts) -> Ints:
         """[N] what each text is called in a store."""
-        return text_keys(self.role, self.prefixes(prompts), self.texts)
+        return text_keys(self.role, self.around(prompts), self.texts)
 
 
 def texts_of(examples: Sequence[TrainingExample]) -> tuple[RoleTexts, RoleTexts]:

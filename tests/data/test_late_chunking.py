@@ -44,16 +44,17 @@ def chunks_of(tokens):
     return [tokens.ids[a:b].tolist() for a, b in tokens.spans.tolist()]
 
 
-@pytest.mark.parametrize("prompt", ["", "text: "])
+@pytest.mark.parametrize("prompt", ["", "text: ", "text: {text} ended!"])
 @pytest.mark.parametrize("hf", [minilm(), bpe(adds_eos=True)], ids=["wordpiece", "bpe"])
 def test_a_span_holds_the_tokens_of_its_chunk_inside_the_whole(hf, prompt):
-    one = tokenizer(hf, document=prompt)
+    one = tokenizer(hf, document=prompt, length=64)
     tokens = encode_chunks(one, DOCUMENTS)
     assert tokens.span_offsets.tolist() == [0, 3, 4, 6]
     separator = one.hf.sep_token or "\n\n"
     for number, document in enumerate(DOCUMENTS):
         ids = tokens.ids[tokens.offsets[number] : tokens.offsets[number + 1]].tolist()
-        assert ids == one.hf(prompt + separator.join(document))["input_ids"]
+        before, _, behind = prompt.partition("{text}")
+        assert ids == one.hf(before + separator.join(document) + behind)["input_ids"]
     for ids, chunk in zip(chunks_of(tokens), [c for d in DOCUMENTS for c in d], strict=True):
         assert one.hf.decode(ids).replace(" ", "") == one.hf.decode(
             one.hf(chunk, add_special_tokens=False)["input_ids"]
@@ -81,6 +82,11 @@ def test_spans_follow_their_texts_through_selection_and_joining():
 
 
 def test_a_chunk_beyond_the_maximum_is_refused():
+    assert encode_chunks(tokenizer(length=16), DOCUMENTS).lengths.tolist() == [13, 3, 11]
+    with pytest.raises(
+        DataError, match="a chunk of a document lies beyond"
+    ):  # what stands behind texts has its room first
+        encode_chunks(tokenizer(length=16, document="{text} that is all there is"), DOCUMENTS)
     with pytest.raises(DataError, match="a chunk of a document lies beyond 10 tokens"):
         encode_chunks(tokenizer(length=10), DOCUMENTS)
 

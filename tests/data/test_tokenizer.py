@@ -193,3 +193,72 @@ def test_short_queries_are_filled_with_masks_and_documents_are_not():
 def test_augmentation_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         tokenizer(**options)
+
+
+ONE_WORD = 'This: "{text}" means in one word: "'
+BEHIND = {
+    "wordpiece": lambda: minilm(),
+    "bpe": lambda: bpe(adds_eos=False),
+    "bpe that adds eos": lambda: bpe(adds_eos=True),
+}
+
+
+@pytest.mark.parametrize("append_eos", [False, True])
+@pytest.mark.parametrize("kind", BEHIND)
+@given(texts=st.lists(st.text(min_size=1, max_size=60).filter(lambda t: t.strip()), min_size=1, max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_what_stands_behind_a_text_is_whole_and_the_text_is_cut(kind, append_eos, texts):
+    hf = BEHIND[kind]()
+    subject = tokenizer(hf, query=ONE_WORD, append_eos=append_eos, query_length=32)
+    tokens, _ = subject.encode(texts, role="query")
+    end = hf('a" means in one word: "', add_special_tokens=False)["input_ids"][1:]
+    closing = hf("a")["input_ids"][len(hf("a", add_special_tokens=False)["input_ids"]) :]
+    closing = [i for i in closing if i in hf.all_special_ids and i != hf.bos_token_id and i != hf.cls_token_id]
+    if append_eos and not closing:
+        closing = [hf.eos_token_id]
+    for text, ids in zip(texts, lists(tokens), strict=True):
+        assert len(ids) <= 32
+        assert ids[len(ids) - len(closing) :] == closing
+        ids = ids[: len(ids) - len(closing)]
+        assert ids[-len(end) :] == end
+        before = hf('This: "' + text)["input_ids"]
+        before = before[: len(before) - len(closing)] if before[-len(closing) :] == closing else before
+        assert ids[: -len(end)] == before[: 32 - len(end) - len(closing)]
+
+
+def test_the_end_of_a_prompt_has_the_tokens_that_it_has_behind_a_text():
+    hf = bpe(adds_eos=False)
+    for end in ('" means', " one thing", "\n\n", "s of it", "!"):
+        ids = tokenizer(hf, query="{text}" + end).ids_behind(end)
+        assert hf.decode(ids) == end
+        assert hf(f"hello{end}")["input_ids"][-len(ids) :] == ids
+    assert minilm().convert_ids_to_tokens(tokenizer().ids_behind("ing")) == ["ing"]  # a word, since it joins nothing
+
+
+def test_what_stands_behind_is_not_pooled_where_prompts_are_not():
+    for prompt, pooled in (("find: {text} now!", "some text"), ("{text} now!", "[CLS] some text")):
+        subject = tokenizer(query=prompt, pool_prompt=False)
+        tokens, _ = subject.encode(["some text", "\u200b"], role="query")
+        (start, stop), (left, right) = tokens.spans.tolist()
+        assert subject.hf.decode(tokens.ids[start:stop]) == pooled
+        assert left < right  # a text without content still has something to pool
+    pooled, _ = tokenizer(query="find: {text} now!").encode(["some text"], role="query")
+    assert pooled.spans.tolist() == [[0, len(pooled.ids)]]
+
+
+def test_masks_and_learned_tokens_follow_the_end_of_a_prompt():
+    filled, _ = tokenizer(query="{text} now", query_augmentation=12).encode(["a"], role="query")
+    assert minilm().decode(filled.ids).split() == ["[CLS]", "a", "now", "[SEP]", *["[MASK]"] * 8]
+    with pytest.raises(ConfigError, match="pool_prompt=false leaves out all that does"):
+        tokenizer(query="{text} now", query_augmentation=12, pool_prompt=False)
+
+
+def test_an_end_that_leaves_no_room_or_begins_in_a_word_is_refused():
+    with pytest.raises(ConfigError, match="max_query_length=16 leaves no token for text beside 17 special tokens"):
+        tokenizer(query="{text} " + "word " * 15)
+
+
+def test_sources_may_have_other_ends():
+    subject = tokenizer(query="{text} one", sources={"b": {"query": "{text} two words"}})
+    tokens, _ = subject.encode(["x", "x"], role="query", source=["a", "b"])
+    assert [subject.hf.decode(one, skip_special_tokens=True) for one in lists(tokens)] == ["x one", "x two words"]

@@ -46,6 +46,8 @@ ROUND_TRIPS = (
     "lora",
     "projection, any length",
     "prompts",
+    "text behind",
+    "in one word",
 )
 
 

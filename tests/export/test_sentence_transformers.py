@@ -118,6 +118,20 @@ CASES = {
         "prompts": Prompts(query="Instruct: find\nQuery: ", document="text: ", pool_prompt=False),
     },
     "an instruction in the prompt": {"prompts": Prompts(query="Instruct: {instruction}\nQuery: ")},
+    "text behind": {"prompts": Prompts(query='find "{text}" now', document='in "{text}" now')},
+    "in one word": {
+        **DECODER,
+        "pooling": EosPooling(),
+        "append_eos": False,
+        "prompts": Prompts(query='This: "{text}" means in one word: "', document='This: "{text}" means in one word: "'),
+    },
+    "text behind and eos": {
+        **DECODER,
+        "pooling": EosPooling(),
+        "prompts": Prompts(
+            query="{instruction}: {text}\n", document="{text}\n", sources={"a": {"query": "a {text}\n"}}
+        ),
+    },
     "two lengths": {"lengths": (8, 24)},
 }
 

@@ -160,12 +160,14 @@ def test_it_travels_as_its_path(tmp_path):
 
 
 def test_a_key_is_of_role_prompt_and_text():
-    one = text_keys("query", ["a: "], ["b"])
+    one = text_keys("query", [("a: ", "")], ["b"])
     assert one.tolist() == [text_id("query\x00a: \x00b")]
     others = [
-        text_keys("document", ["a: "], ["b"]),
-        text_keys("query", [""], ["a: b"]),
-        text_keys("query", ["a: "], ["c"]),
+        text_keys("document", [("a: ", "")], ["b"]),
+        text_keys("query", [("", "")], ["a: b"]),
+        text_keys("query", [("a: ", "")], ["c"]),
+        text_keys("query", [("a: ", "!")], ["b"]),
+        text_keys("query", [("a: ", "")], ["b!"]),
     ]
-    assert len({key for keys in (one, *others) for key in keys.tolist()}) == 4
+    assert len({key for keys in (one, *others) for key in keys.tolist()}) == 6
     assert text_keys("query", [], []).dtype == np.int64

@@ -2,9 +2,10 @@
 
     python reload.py FOLDER TASK.json EMBEDDINGS.npz (sentence-transformers | embedtrain)
 
-TASK.json: `texts`, and in `prompts` for each role a prompt, or null for the folder's own. EMBEDDINGS.npz: `query` and
-`document`, each [N, E] float32; with several vectors per text [S, E], and in `query_counts` and `document_counts` how many
-each text has. With `sentence-transformers`, the program imports nothing of embedtrain: it sees what any user of the folder sees.
+TASK.json: `texts`, and in `prompts` for each role a prompt with `{text}` in it, or null for the folder's own. EMBEDDINGS.npz:
+`query` and `document`, each [N, E] float32; with several vectors per text [S, E], and in `query_counts` and `document_counts`
+how many each text has. With `sentence-transformers`, the program imports nothing of embedtrain: it sees what any user of the
+folder sees.
 """
 
 import json
@@ -31,7 +32,8 @@ def with_sentence_transformers(folder, texts, prompts):
     )
     found = {}
     for role, encode in (("query", model.encode_query), ("document", model.encode_document)):
-        options = {"prompt": prompts[role], "show_progress_bar": False}
+        before = prompts[role] and prompts[role].partition("{text}")[0]
+        options = {"prompt": before, "show_progress_bar": False}
         if kind == "MultiVectorEncoder":
             vectors = encode(texts, convert_to_numpy=True, **options)
             found[role] = np.concatenate(vectors)

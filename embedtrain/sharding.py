@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from embedtrain import distributed
@@ -73,6 +73,7 @@ def shard(encoder: nn.Module, half: torch.dtype | None) -> None:
     for layer in layers_of(encoder):
         fully_shard(layer, mesh=mesh, reshard_after_forward=released)
     fully_shard(encoder, mesh=mesh)
+    register_fsdp_forward_method(encoder, "encode_context")
     for group in _groups(encoder):
         group.set_gradient_divide_factor(1.0)
         group.set_force_sum_reduction_for_comms(True)  # of which every backend is capable

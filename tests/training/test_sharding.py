@@ -48,8 +48,9 @@ def gradients(config, sharded):
         ["training.cached_share=0.5", "backbone.lora={r: 2}", "loss.learn_temperature=true"],
         ["objective=masked_lm", "loss=null"],
         ["training.mixed_precision=bf16"],
+        ["backbone=contextual", "backbone.num_context=5", "backbone.null_share=0.0", "training.cached_share=0.5"],
     ],
-    ids=["plain", "half cached, accumulated", "cached, recomputed", "lora", "objective", "bf16"],
+    ids=["plain", "half cached, accumulated", "cached, recomputed", "lora", "objective", "bf16", "contextual"],
 )
 def test_gradients_are_those_of_whole_weights(tmp_path, settings):
     config = tiny_config(tmp_path, *SHORT, *settings)

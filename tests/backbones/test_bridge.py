@@ -17,6 +17,7 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError
 from embedtrain.pooling.learned_tokens import closing_ids
+from embedtrain.training.stages import plain_weights, take_over
 from embedtrain.types import Backbone, RaggedTokens
 from tests.helpers.models import tiny_model_dir
 from tests.helpers.runs import tiny_settings, tiny_trainer, train_tiny
@@ -190,3 +191,33 @@ def test_a_connector_is_read_from_its_folder_or_refused_by_shape(folders, tmp_pa
         bridge(folders, connector=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="expected 0 or more, got -1"):
         bridge(folders, learned_tokens=-1)
+
+
+def test_a_stage_hands_on_both_models_and_the_connector_with_adapters_merged(folders, tmp_path):
+    lora = ("backbone.encoder.lora={r: 2, alpha: 4}", "backbone.llm.lora={r: 2, alpha: 4}")
+    first = tiny_trainer(settings(tmp_path, folders, *lora, name="first")).step.encoder.eval()
+    for name, parameter in first.named_parameters():
+        if "lora_B" in name or "connector" in name:
+            parameter.data.normal_(std=0.1)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in plain_weights(first).items()}, tmp_path / "weights.safetensors"
+    )
+    second = tiny_trainer(settings(tmp_path, folders, *lora, name="second")).step.encoder.eval()
+    texts = ["a red river", "seven cats"]
+    assert not torch.allclose(first.encode(texts), second.encode(texts), atol=1e-3)
+    take_over(second, tmp_path / "weights.safetensors")
+    torch.testing.assert_close(second.encode(texts), first.encode(texts), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_weights_in_bf16_under_autocast_train_their_adapters_and_the_connector(folders, tmp_path):
+    half = ("backbone.llm.dtype=bfloat16", "backbone.llm.lora={r: 2}", "training.mixed_precision=bf16")
+    more = ("backbone.llm.gradient_checkpointing=true", "backbone.learned_tokens=0", "training.cached_share=1")
+    config = settings(tmp_path, folders, *half, *more)
+    before = {name: p.detach().clone() for name, p in tiny_trainer(config).named}
+    trainer = tiny_trainer(settings(tmp_path, folders, *half, *more, name="again"))
+    trainer.fit(0)
+    after = dict(trainer.named)
+    moved = {name for name in before if before[name].numel() and not torch.equal(before[name], after[name])}
+    assert {name for name in before if "connector" in name and before[name].numel()} <= moved
+    assert {name for name in before if "lora_B" in name} <= moved
+    assert not any("llm" in name and "lora" not in name for name in before)

@@ -114,6 +114,13 @@ def test_page_stands_alone_and_is_well_formed(run):
     assert not re.search(r"https?://|@import|url\(", page)
 
 
+def test_both_models_of_a_bridge_are_named(run):
+    halves = "{_target_: a.BridgeBackbone, encoder: {_target_: a.T, name: tiny-xlmr}, llm: {_target_: a.T, name: tiny-llama}}"
+    config = CONFIG.replace("{_target_: a.TransformerBackbone, name: tiny-bert, lora: null}", halves)
+    (run / "config.yaml").write_text(config)
+    assert "tiny-xlmr + tiny-llama" in report_of(run)
+
+
 def test_verdict_comes_first_and_says_how_sure_it_is(run):
     words = report_of(run)
     assert "ndcg@10 on mine rose from 4.69 to 48.44" in words

@@ -21,7 +21,7 @@ def made_of(run: RunFiles) -> str:
 
 def _model(run: RunFiles) -> dict[str, Any]:
     return {
-        "backbone": run.setting("backbone.name"),
+        "backbone": run.backbone or None,
         "pooling": component(run.setting("pooling")),
         "LoRA": inline(run.setting("backbone.lora")),
         "longest query": with_unit(run.setting("encoder.max_query_length"), "tokens"),

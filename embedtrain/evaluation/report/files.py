@@ -37,6 +37,13 @@ class RunFiles:
     def name(self) -> str:
         return self.setting("run.name") or self.dir.name
 
+    @property
+    def backbone(self) -> str:
+        """The name of its model, or of both."""
+        node = self.setting("backbone") or {}
+        named = [node, *(part for part in node.values() if isinstance(part, dict))]
+        return " + ".join(str(part["name"]) for part in named if part.get("name"))
+
     def setting(self, key: str) -> Any:
         """`run.name` of the resolved config; None where there is none."""
         node: Any = self.config

@@ -43,8 +43,7 @@ def render(run: RunFiles) -> str:
 
 
 def _header(run: RunFiles) -> str:
-    backbone = run.setting("backbone.name")
-    of = f"{escape(str(backbone))}, " if backbone else ""
+    of = f"{escape(run.backbone)}, " if run.backbone else ""
     started = run.environment.get("started")
     return (
         f"<header><h1>{escape(run.name)}</h1>"

@@ -17,5 +17,6 @@ final_norm.py         an inner layer as if the last  facts.py  what a pooling he
 bridge.py             two models in a row: an encoder that reads words, a language model that reads its states
 routing.py            what a mixture of experts sends a token to
 lora.py               adapters, and the merged model for export
+quantise.py           weights that are rounded wherever they are used
 random_bits.py        dropout masks at a third of the price
 """

@@ -27,6 +27,7 @@ from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_m
 from embedtrain.backbones.padded import padded_states
 from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
 from embedtrain.backbones.positions import first_position, longest_text, refuse_longer
+from embedtrain.backbones.quantise import quantise_layers, read_settings
 from embedtrain.backbones.ragged import RaggedLayout
 from embedtrain.backbones.random_bits import replace_dropout
 from embedtrain.backbones.routing import routing_weights
@@ -47,6 +48,7 @@ class TransformerBackbone(nn.Module):
     attention: "bidirectional" or "causal"; "soft" goes from causal to bidirectional while it trains; None keeps the model's
         own. A decoder made bidirectional says so in its config (`is_causal: false`), so the exported model stays so elsewhere.
     soft_mask: the keys of `SoftMask`, with attention "soft".
+    quantise: the keys of `Quantise`: weights are rounded wherever they are used, and exported rounded; None: never.
     dtype: of frozen weights, "float32" or "bfloat16". Weights that train are always fp32; compute in bf16 by
         `training.mixed_precision`.
     lora: None trains every weight; else the keys of `Lora`.
@@ -72,6 +74,7 @@ class TransformerBackbone(nn.Module):
         dropout: float | None = None,
         positions: int | None = None,
         soft_mask: Mapping[str, Any] | None = None,
+        quantise: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _refuse_unknown("backbone.weights", weights, ("pretrained", "random"))
@@ -97,6 +100,8 @@ class TransformerBackbone(nn.Module):
         self._turn(attention)
         self._expected = attention
         self.direction: Direction | None = None  # as observed; None on the meta device, where nothing can be
+        if quantise is not None:
+            quantise_layers(self.hf_model, read_settings(quantise, lora), name)
         if lora is not None:
             add_adapters(self.hf_model, Lora(**lora))
         if gradient_checkpointing:

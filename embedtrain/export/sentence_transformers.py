@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from embedtrain.backbones.bridge import Halves
 from embedtrain.backbones.loading import quiet_transformers
+from embedtrain.backbones.quantise import rounded_weights
 from embedtrain.backbones.soft_mask import refuse_half_open
 from embedtrain.data.prompts import PLACEHOLDER, TEXT
 from embedtrain.encoder import Encoder
@@ -166,9 +167,10 @@ def _save_models(model: PreTrainedModel | Halves, folder: Path, dtype: torch.dty
 
 
 def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> list[str]:
+    rounded = rounded_weights(model)
     weights = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (model.state_dict() | rounded).items()
     }
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=weights)
@@ -183,6 +185,9 @@ def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
             "The model is a decoder with bidirectional attention (`is_causal: false` in config.json). transformers before "
             "5.2 does not know the key and would run it causally, without a word and with worse embeddings."
         )
+    if rounded:
+        found = "are on it: a quantiser of the same format loses nothing" if dtype == torch.float32 else f"are near it, in {name}"
+        notes.append(f"{len(rounded)} weights were trained for a grid of few bits, and {found}.")
     if code := layout.code_beside(folder):
         notes.append(
             f"transformers has no {type(model).__name__}: the folder ships it as `{'`, `'.join(code)}`, and loading needs "

@@ -22,7 +22,7 @@ from embedtrain.export.multi_vector import read_multi_vector, read_query_expansi
 from embedtrain.export.pooling import MODES
 from embedtrain.export.prompts import read_templates
 from embedtrain.export.sparse import read_splade
-from embedtrain.export.tensors import load_tensors, map_size
+from embedtrain.export.tensors import layers_with_relu, load_layers, load_tensors, map_size
 
 log = logging.getLogger("embedtrain")
 
@@ -33,7 +33,7 @@ _OURS = "embedtrain.pooling."
 class PoolingFolder:
     """The modules between the transformer and the end."""
 
-    name: str  # of `MODES`, or: layer_average latent_attention multi_vector splade bge_m3_sparse trainable; ours: see heads.py
+    name: str  # of `MODES`, or: layer_average latent_attention multi_vector splade bge_m3_sparse trainable projected; heads.py
     options: Mapping[str, Any]  # of the head
     include_prompt: bool = True
     weights: Path | None = None  # folder of the head's own
@@ -74,6 +74,8 @@ def read_model_folder(path: str | Path) -> ModelFolder:
             f"{path}/config_sentence_transformers.json: model_type is {kind}; known are {', '.join(layout.KINDS)}."
         )
     first = _take(steps, "Transformer")
+    if first is None and steps and steps[0][0] == layout.CONTEXTUAL:
+        first = steps.pop(0)[1]
     language_model = first is None and kind == "SparseEncoder"  # so called in version 5
     if language_model:
         first = _take(steps, "MLMTransformer")
@@ -163,13 +165,24 @@ def _read_dense(path: Path, steps: list[tuple[str, Path]]) -> PoolingFolder:
     projection = []
     while (dense := _take(steps, "Dense")) is not None:
         projection.append(dense)
-    if projection:
+    layers = layers_with_relu(projection)
+    if projection and layers is None:
         map_size(projection)
     normalize = _take(steps, "Normalize") is not None
     if steps:
         raise CheckpointError(
             f"{path}/modules.json: {_names(steps)} cannot be read after {name} pooling. Known are Transformer, Pooling "
             "(or a WeightedLayerPooling and Pooling, or latent attention), then any number of Dense, then Normalize."
+        )
+    if layers is not None:
+        if name not in MODES:
+            raise CheckpointError(f"{path}: layers with a ReLU between them cannot be read behind {name} pooling.")
+        return PoolingFolder(
+            name="projected",
+            options={**layers, "pooling": name},
+            include_prompt=include_prompt,
+            state=lambda: load_layers(projection),
+            normalize=normalize,
         )
     return PoolingFolder(
         name=name,

@@ -52,6 +52,7 @@ BRIDGE_FILE = "modeling_bridge.py"
 BRIDGE = "modeling_bridge.Bridge"
 
 IDENTITY = "torch.nn.modules.linear.Identity"
+RELU = "torch.nn.modules.activation.ReLU"
 
 # Pooling mode of version 6 -> key of the versions before.
 POOLING_KEYS = {

@@ -58,6 +58,7 @@ _WITH_WEIGHTS: dict[str, type[nn.Module]] = {
     "bge_m3_sparse": BgeM3SparsePooling,
     "multi_vector": MultiVectorPooling,
     "trainable": TrainablePooling,
+    "projected": ProjectedPooling,
 }
 
 
@@ -192,6 +193,9 @@ def _new_pooling(
         return MultiVectorPooling(**known, **options)
     if said.name == "bge_m3_sparse":
         return BgeM3SparsePooling(**{name: facts[name] for name in ("hidden_size", "vocab_size", "special_ids")})
+    if said.name == "projected":
+        inner = MODES[options.pop("pooling")]()
+        return ProjectedPooling(pooling=inner, hidden_size=facts["hidden_size"], **options)
     if said.name == "latent_attention":
         return LatentAttentionPooling(**options)
     raise CheckpointError(f"{said.name}: its files in embedtrain/ are missing: the folder is not complete.")

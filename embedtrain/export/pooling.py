@@ -100,9 +100,11 @@ def write_pooling(encoder: Encoder, folder: Path, dtype: torch.dtype) -> list[tu
         return [(f"embedtrain.pooling.{type(encoder.pooling).__name__}", "Pooling")]
     written = _write_head(encoder, _in_front(encoder.pooling), folder, dtype)
     if isinstance(encoder.pooling, ProjectedPooling):
-        for layer in encoder.pooling.layers:
+        last = len(encoder.pooling.layers) - 1
+        for number, layer in enumerate(encoder.pooling.layers):
             assert isinstance(layer, nn.Linear)
-            save_linear(layer, folder / f"{len(written) + 1}_Dense", dtype)
+            between = layout.RELU if encoder.pooling.activation and number < last else layout.IDENTITY
+            save_linear(layer, folder / f"{len(written) + 1}_Dense", dtype, activation=between)
             written.append((layout.DENSE, "Dense"))
     return written
 

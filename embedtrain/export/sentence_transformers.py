@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from embedtrain.backbones.bridge import Halves
+from embedtrain.backbones.contextual import FIRST_ENCODER
 from embedtrain.backbones.loading import quiet_transformers
 from embedtrain.backbones.quantise import rounded_weights
 from embedtrain.backbones.soft_mask import refuse_half_open
@@ -29,6 +30,7 @@ from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
 from embedtrain.export.bridge import BRIDGE, BRIDGE_NOTE, LANGUAGE_MODEL, write_connector
+from embedtrain.export.contextual import check_contextual, write_context
 from embedtrain.export.heads import write_heads
 from embedtrain.export.model_card import Loading, model_card
 from embedtrain.export.multi_vector import query_expansion
@@ -111,6 +113,7 @@ def export(
 def check_exportable(encoder: Encoder) -> None:
     """Raises ConfigError when no folder can stand for `encoder`. Cheap: ask before training."""
     check_pooling(encoder)
+    check_contextual(encoder)
     check_prompt_borders(encoder)
 
 
@@ -124,7 +127,12 @@ def write_files(encoder: Encoder, folder: Path, *, similarity: Similarity, dtype
     notes = _save_models(model, folder, stored)
     behind = tokenizer.ids_behind(tokenizer.prompts.same_behind() or "")
     notes += save_tokenizer(tokenizer.hf, folder, append=tokenizer.eos_id, max_seq_length=max_seq_length, behind=behind)
-    types = [(layout.TRANSFORMER, ""), *write_pooling(encoder, folder, stored)]
+    first = layout.TRANSFORMER
+    if encoder.num_context:
+        first = layout.CONTEXTUAL
+        _save_backbone(encoder.backbone.get_submodule("first").merged_model(), folder / FIRST_ENCODER, stored)  # type: ignore[operator]
+        write_context(encoder, folder)
+    types = [(first, ""), *write_pooling(encoder, folder, stored)]
     kind = kind_of(pooling)
     if kind == "SentenceTransformer":
         types += _write_dense(encoder, folder, stored, first=len(types))
@@ -214,12 +222,24 @@ def _kind_notes(encoder: Encoder) -> list[str]:
         notes.append(
             f"sentence-transformers has {lacking} and cannot load this folder. embedtrain can: `embedtrain.export.load_encoder`."
         )
+    if encoder.num_context:
+        notes.append(_context_note(encoder))
     if len(encoder.views):
         notes.append(
             f"The model has further embeddings of each text: {', '.join(encoder.views)}. sentence-transformers gives "
             "the first only; `embedtrain.export.load_encoder(folder).encode_embeddings(texts, views=True)` gives all."
         )
     return notes
+
+
+def _context_note(encoder: Encoder) -> str:
+    set_one = encoder.backbone.context is not None
+    what = "a sample of the training documents" if set_one else "a learned vector that says nothing"
+    return (
+        f"Texts are read behind vectors of {encoder.num_context} other documents; in the folder lies {what}. Give it your own "
+        f"corpus: `model[0].set_context(documents)`. sentence-transformers has no such module: the folder ships it as "
+        f"`{layout.CONTEXTUAL_FILE}`, and loading needs `trust_remote_code=True` and sentence-transformers 5 or newer."
+    )
 
 
 def _role_notes(encoder: Encoder, max_seq_length: int) -> list[str]:
@@ -259,6 +279,7 @@ def _card(encoder: Encoder, folder: Path, record: RunRecord | None, similarity: 
         kind=kind,
         trust_remote_code=ships_code(encoder.pooling)
         or (folder / layout.BRIDGE_FILE).exists()
+        or bool(encoder.num_context)
         or bool(layout.code_beside(folder)),
         ours_alone=is_ours_alone(encoder),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,13 +33,20 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def save_linear(linear: nn.Linear, folder: Path, dtype: torch.dtype, *, feature: str = "sentence_embedding") -> None:
-    """`linear` as a Dense without activation, on the vectors of texts or (`token_embeddings`) of tokens."""
+def save_linear(
+    linear: nn.Linear,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    feature: str = "sentence_embedding",
+    activation: str = layout.IDENTITY,
+) -> None:
+    """`linear` and what follows it as a Dense, on the vectors of texts or (`token_embeddings`) of tokens."""
     config = {
         "in_features": linear.in_features,
         "out_features": linear.out_features,
         "bias": linear.bias is not None,
-        "activation_function": layout.IDENTITY,
+        "activation_function": activation,
     }
     if feature != "sentence_embedding":  # a key that versions before 5.4 do not know
         config |= {"module_input_name": feature, "module_output_name": feature}
@@ -106,6 +114,32 @@ def map_size(folders: Sequence[Path], *, feature: str = "sentence_embedding") ->
     """(dimensions, whether it has a bias) of Dense in a row. Raises CheckpointError as `linear_size`."""
     sizes = [linear_size(folder, feature=feature) for folder in folders]
     return sizes[-1][0], any(bias for _, bias in sizes)
+
+
+def layers_with_relu(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Options of the layers behind a head, where a ReLU follows each of these Dense but the last; None where none does.
+
+    Raises CheckpointError where one follows some of them.
+    """
+    configs = [layout.read_json(folder / "config.json") for folder in folders]
+    followed = [config.get("activation_function") == layout.RELU for config in configs]
+    if not any(followed):
+        return None
+    biased = {bool(config.get("bias", True)) for config in configs}
+    if followed != [True] * (len(folders) - 1) + [False] or len(biased) > 1 or any(c.get("use_residual") for c in configs):
+        raise CheckpointError(f"{_names(folders)}: can be read with a ReLU between all of them, and a bias in all or in none.")
+    return {"sizes": [int(config["out_features"]) for config in configs], "bias": biased.pop(), "activation": "relu"}
+
+
+def load_layers(folders: Sequence[Path]) -> dict[str, Tensor]:
+    """Weights of Dense in a row, as those of the layers of a head."""
+    found: dict[str, Tensor] = {}
+    for number, folder in enumerate(folders):
+        weight, bias = _dense(folder)
+        found[f"layers.{number}.weight"] = weight.float()
+        if bias is not None:
+            found[f"layers.{number}.bias"] = bias.float()
+    return found
 
 
 def _names(folders: Sequence[Path]) -> str:

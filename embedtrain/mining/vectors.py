@@ -26,6 +26,7 @@ from embedtrain.data.draws import Ints
 from embedtrain.data.prompts import PLACEHOLDER
 from embedtrain.encoder import Encoder
 from embedtrain.errors import ConfigError
+from embedtrain.evaluation.encoding import read_context
 from embedtrain.mining.identity import identity
 from embedtrain.mining.records import MiningData
 from embedtrain.store.keys import text_keys
@@ -123,6 +124,7 @@ def embed(
     """
     refuse_multi_vector(encoder)
     started = time.perf_counter()
+    read_context(encoder, data.documents, data.source if source is None else source)
     manifest = Manifest(
         identity=identity(encoder), dim=getattr(encoder.pooling, "search_dim", encoder.embedding_dim), numbers=numbers
     )

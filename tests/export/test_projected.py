@@ -8,6 +8,7 @@ from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
+from embedtrain.errors import CheckpointError
 from embedtrain.export.load import load_encoder, take_heads
 from embedtrain.export.sentence_transformers import export
 from embedtrain.pooling.mean import MeanPooling
@@ -58,3 +59,20 @@ def test_heads_side_by_side_come_back_from_a_folder(tmp_path):
     ours, theirs = (m.encode_embeddings(TEXTS, views=True) for m in (model, load_encoder(tmp_path / "model")))
     assert ours.view("short").dim == 8
     torch.testing.assert_close(theirs.view("short").values, ours.view("short").values, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_with_a_relu_between_them_are_read_as_such_by_both_and_by_a_run_that_begins_there(tmp_path):
+    model = encoder(tiny_model_dir("bert", tmp_path), bias=True, activation="relu")
+    export(model, tmp_path / "model", probes=TEXTS)  # compared with sentence-transformers
+    back = load_encoder(tmp_path / "model")
+    assert isinstance(back.pooling, ProjectedPooling)
+    assert back.pooling.activation == "relu"
+    torch.testing.assert_close(back.encode(TEXTS), model.encode(TEXTS), rtol=1e-5, atol=1e-5)
+    new = encoder(tmp_path / "model", seed=1, bias=True, activation="relu")
+    take_heads(new, tmp_path / "model")
+    for own, published in zip(new.pooling.parameters(), model.pooling.parameters(), strict=True):
+        assert torch.equal(own, published)
+    config = tmp_path / "model" / "2_Dense" / "config.json"
+    config.write_text(config.read_text().replace("activation.ReLU", "activation.Tanh"))
+    with pytest.raises(CheckpointError, match="Dense with torch.nn.modules.activation.Tanh cannot be read"):
+        load_encoder(tmp_path / "model")

@@ -48,3 +48,14 @@ def test_sizes_and_heads_that_make_no_sense_are_refused():
         ProjectedPooling(hidden_size=32, sizes=[], pooling=MeanPooling())
     with pytest.raises(ConfigError, match="MultiVectorPooling does not give one plain vector"):
         ProjectedPooling(hidden_size=32, sizes=[4], pooling=MultiVectorPooling(hidden_size=32, punctuation_ids=[]))
+
+
+def test_a_relu_stands_between_the_layers_and_not_behind_them():
+    tokens, hidden = RaggedTokens.from_lists([[1] * 3]), torch.randn(3, 32)
+    head = ProjectedPooling(hidden_size=32, sizes=[48, 16], bias=True, activation="relu", pooling=MeanPooling())
+    first, last = head.layers
+    expected = last(torch.relu(first(hidden.mean(0, keepdim=True))))
+    torch.testing.assert_close(head(hidden, tokens), expected)
+    assert (expected < 0).any()
+    with pytest.raises(ConfigError, match=r"pooling\.activation='gelu'"):
+        ProjectedPooling(hidden_size=32, sizes=[4], activation="gelu", pooling=MeanPooling())  # type: ignore[arg-type]

@@ -153,6 +153,10 @@ class TrainingConfig:
     accumulation_steps: int = setting(
         1, "Micro-batches per step; each sees its own in-batch negatives only.", at_least=1
     )
+    gather: bool = setting(
+        True,
+        "Contrast a query with the documents of all ranks; false: of its own rank, as accumulated micro-batches are.",
+    )
     epochs: int | None = setting(1, "Passes over the data.", at_least=1)
     max_steps: int | None = setting(
         None,

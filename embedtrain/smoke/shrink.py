@@ -98,6 +98,8 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
             model["lora"] = {**model["lora"], "r": 4}
         if model.get("dtype"):
             model["dtype"] = "float32"
+    if backbone.get("num_context"):
+        backbone["num_context"] = min(backbone["num_context"], BATCH)
     if backbone.get("soft_mask"):
         backbone["soft_mask"] = {**backbone["soft_mask"], "steps": STEPS}
     if not label or training:

@@ -24,9 +24,9 @@ from embedtrain.data.lengths import check_lengths
 from embedtrain.data.loader import StepLoader
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.neighbourhoods import describe_neighbourhoods
-from embedtrain.data.sampling import Sampler
+from embedtrain.data.sampling import Sampler, softmaxes
 from embedtrain.encoder import Encoder
-from embedtrain.errors import DataError, TrainingError
+from embedtrain.errors import ConfigError, DataError, TrainingError
 from embedtrain.evaluation.result import EvaluationResult
 from embedtrain.losses.fit import fit
 from embedtrain.run import Run
@@ -64,6 +64,7 @@ def build_loader(
         num_negatives=data["num_negatives"],
         drop_last=data["drop_last"],
         sources_per_batch=data["sources_per_batch"],
+        softmaxes=softmaxes(training, distributed.world_size()),
         clusters=find_clusters(config, mixture, encoder),
     )
     if distributed.is_main():
@@ -88,6 +89,7 @@ def find_clusters(config: Mapping[str, Any], mixture: Mixture, encoder: Encoder)
     return build(config["data"]["neighbourhoods"]).clusters_of(
         mixture,
         batch_size=global_batch_size(config["training"]),
+        softmaxes=softmaxes(config["training"], distributed.world_size()),
         encoder=encoder,
         run_dir=Path(config["run"]["dir"]),
     )
@@ -139,7 +141,21 @@ def build_step(
     }
     if config["objective"]:
         return TokenStep(objective=learned, **shared)
-    return ContrastiveStep(loss=learned, cached_share=training["cached_share"], teachers=teachers, **shared)
+    if not training["gather"]:
+        refuse_memory(learned)
+    return ContrastiveStep(
+        loss=learned, cached_share=training["cached_share"], teachers=teachers, gather=training["gather"], **shared
+    )
+
+
+def refuse_memory(loss: nn.Module) -> None:
+    """Raises ConfigError for a loss that remembers, where each rank would remember something else and a checkpoint holds one."""
+    remembered = [name for name, _ in loss.named_buffers()]
+    if remembered and distributed.world_size() > 1:
+        raise ConfigError(
+            f"training.gather=false: the loss remembers what it has seen ({remembered[0]}), and every rank would see something "
+            "else. Set training.gather=true, or leave the memory out."
+        )
 
 
 def build_named(config: Mapping[str, Any], encoder: Encoder, learned: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -242,7 +258,12 @@ def say_first_step(step: ContrastiveStep | TokenStep, run: Run, micro_batches: S
     refuse_squashed_batch(step.loss, step.teachers, micro_batches)
     padded = step.chunk_tokens if getattr(step.encoder.backbone, "kernel", "") == "padded" else None
     reads = negatives_read(run.config["loss"])
-    facts = batch_facts(micro_batches, in_batch=reads != {"hard_only"}, padded_chunk_tokens=padded)
+    facts = batch_facts(
+        micro_batches,
+        in_batch=reads != {"hard_only"},
+        padded_chunk_tokens=padded,
+        gather=run.config["training"]["gather"],
+    )
     if distributed.is_main():
         log.info("%s", facts.line())
         known = asdict(facts) | {"line": facts.line()}

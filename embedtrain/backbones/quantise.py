@@ -42,10 +42,10 @@ class Quantise:
     def __post_init__(self) -> None:
         for key, bits in (("bits", self.bits), *((f"others.{pattern}", n) for pattern, n in self.others.items())):
             if bits not in (4, 8):
-                raise ConfigError(f"backbone.quantise.{key}={bits}: expected 4 or 8.")
-        if self.block is not None and self.block < 2:
+                raise ConfigError(f"backbone.quantise.{key}={bits!r}: expected 4 or 8.")
+        if self.block is not None and (not isinstance(self.block, int) or self.block < 2):
             raise ConfigError(
-                f"backbone.quantise.block={self.block}: expected the numbers that share a scale, such as 32, or null for a row."
+                f"backbone.quantise.block={self.block!r}: expected the numbers that share a scale, such as 32, or null for a row."
             )
 
     def bits_of(self, name: str) -> int:
@@ -150,11 +150,10 @@ def rounded_weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def read_settings(settings: Mapping[str, Any], lora: Mapping[str, Any] | None) -> Quantise:
-    """Raises ConfigError for adapters beside it: what they add would not lie on the grid."""
+def refuse_adapters(lora: Mapping[str, Any] | None) -> None:
+    """Raises ConfigError for adapters beside rounded weights."""
     if lora is not None:
         raise ConfigError(
             "backbone.quantise and backbone.lora: weights with adapters added to them would lie on no grid. Train all weights, "
             "or merge the adapters first and train on."
         )
-    return Quantise(**settings)

@@ -55,9 +55,9 @@ class SoftMask(nn.Module):
 
     def __init__(self, *, steps: int, shape: str = "linear") -> None:
         super().__init__()
-        if steps < 1:
+        if not isinstance(steps, int) or steps < 1:
             raise ConfigError(
-                f"backbone.soft_mask.steps={steps}: expected the number of updates until the mask is open."
+                f"backbone.soft_mask.steps={steps!r}: expected the number of updates until the mask is open."
             )
         if shape not in SHAPES:
             raise ConfigError(f"backbone.soft_mask.shape: expected one of {', '.join(SHAPES)}, got {shape!r}.")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_m
 from embedtrain.backbones.padded import padded_states
 from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
 from embedtrain.backbones.positions import first_position, longest_text, refuse_longer
-from embedtrain.backbones.quantise import quantise_layers, read_settings
+from embedtrain.backbones.quantise import Quantise, quantise_layers, refuse_adapters
 from embedtrain.backbones.ragged import RaggedLayout
 from embedtrain.backbones.random_bits import replace_dropout
 from embedtrain.backbones.routing import routing_weights
@@ -38,6 +38,7 @@ from embedtrain.types import RaggedTokens
 log = logging.getLogger(__name__)
 
 Kernel = Literal["auto", "ragged", "padded"]
+Settings = TypeVar("Settings")
 
 
 class TransformerBackbone(nn.Module):
@@ -49,6 +50,7 @@ class TransformerBackbone(nn.Module):
         own. A decoder made bidirectional says so in its config (`is_causal: false`), so the exported model stays so elsewhere.
     soft_mask: the keys of `SoftMask`, with attention "soft".
     quantise: the keys of `Quantise`: weights are rounded wherever they are used, and exported rounded; None: never.
+    new_tokens: tokens to add, by name the token that each starts with, or None for the mean of all; they train (`new_tokens.py`).
     dtype: of frozen weights, "float32" or "bfloat16". Weights that train are always fp32; compute in bf16 by
         `training.mixed_precision`.
     lora: None trains every weight; else the keys of `Lora`.
@@ -75,6 +77,7 @@ class TransformerBackbone(nn.Module):
         positions: int | None = None,
         soft_mask: Mapping[str, Any] | None = None,
         quantise: Mapping[str, Any] | None = None,
+        new_tokens: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         _refuse_unknown("backbone.weights", weights, ("pretrained", "random"))
@@ -95,15 +98,19 @@ class TransformerBackbone(nn.Module):
         self.hf_model = load_model(name, config, weights, getattr(torch, dtype), self.hub)
         if positions is not None:
             extend_positions(self.hf_model, positions, name)
+        self.new_tokens = dict(new_tokens or {})
+        if self.new_tokens:
+            self._grow(quantise)
         self.hidden_size: int = self.config.hidden_size
         self.soft_mask = _soft_mask(attention, soft_mask)
         self._turn(attention)
         self._expected = attention
         self.direction: Direction | None = None  # as observed; None on the meta device, where nothing can be
         if quantise is not None:
-            quantise_layers(self.hf_model, read_settings(quantise, lora), name)
+            refuse_adapters(lora)
+            quantise_layers(self.hf_model, _keys_of("quantise", Quantise, quantise), name)
         if lora is not None:
-            add_adapters(self.hf_model, Lora(**lora))
+            add_adapters(self.hf_model, _keys_of("lora", Lora, lora))
         if gradient_checkpointing:
             # The reentrant kind loses gradients of adapters and breaks with two forwards per step.
             self.hf_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -332,10 +339,22 @@ class TransformerBackbone(nn.Module):
 def _soft_mask(attention: str | None, settings: Mapping[str, Any] | None) -> SoftMask | None:
     if (attention == "soft") != (settings is not None):
         raise ConfigError(
-            f"backbone.soft_mask={dict(settings) if settings else None}, with backbone.attention={attention}: a soft mask needs "
-            "both, such as attention=soft soft_mask.steps=1000, and any other attention neither."
+            f"backbone.soft_mask={settings}, with backbone.attention={attention}: a soft mask needs both, "
+            "such as attention=soft soft_mask.steps=1000, and any other attention neither."
         )
-    return None if settings is None else SoftMask(**settings)
+    return None if settings is None else _keys_of("soft_mask", SoftMask, settings)
+
+
+def _keys_of(key: str, kind: Callable[..., Settings], settings: Mapping[str, Any]) -> Settings:
+    """`kind` from a mapping of the config. Raises ConfigError for a key that it does not have, and for one that it asks for."""
+    known = inspect.signature(kind).parameters
+    needed = [name for name, parameter in known.items() if parameter.default is parameter.empty]
+    if not isinstance(settings, Mapping) or not set(needed) <= set(settings) <= set(known):
+        raise ConfigError(
+            f"backbone.{key}: expected keys out of {', '.join(known)}{f', among them {needed[0]}' if needed else ''}; got "
+            f"{dict(settings) if isinstance(settings, Mapping) else settings!r}."
+        )
+    return kind(**settings)
 
 
 def _refuse_unknown(key: str, value: object, known: tuple[object, ...]) -> None:

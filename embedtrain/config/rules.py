@@ -325,6 +325,11 @@ def backbone(config: dict[str, Any], world: int) -> Iterator[Finding]:
                 f"{key}.dtype={dtype} is for frozen weights, but without {key}.lora every weight trains, and small updates "
                 "are lost in it. Use float32 here and training.mixed_precision=bf16."
             )
+        if model.get("attention") == "soft" and config["training"]["early_stop"]["patience"] is not None:
+            yield Problem(
+                f"training.early_stop.patience: could end the run before the soft mask of {key} is open. Set it to null, or "
+                "take another attention."
+            )
 
 
 def what_is_learned(config: dict[str, Any], world: int) -> Iterator[Finding]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from embedtrain.backbones import attention as choice
 from embedtrain.backbones import grouped_attention as kernel
 from embedtrain.backbones.grouped_attention import grouped_attention
 from embedtrain.backbones.padded_attention import padded_attention
@@ -113,6 +116,13 @@ def test_a_bias_by_head_and_distance_is_in_values_and_gradients(visibility, kv_h
     theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_on_cuda_the_variable_length_kernel_is_left_to_attention_without_a_bias(monkeypatch):
+    monkeypatch.setattr(choice, "_varlen", object())
+    query = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(4, 9, 64))
+    assert choice._kernel_for(query, 0.0, None) is choice._varlen_attention
+    assert choice._kernel_for(query, 0.0, Alibi(SLOPES)) is padded_attention
 
 
 def test_gradcheck_with_dropout(monkeypatch):

@@ -179,6 +179,10 @@ REFUSED = {
     r"backbone\.quantise\.others: no layer of .* matches 'self_attn'. Names look like: encoder\.layer\.0": {
         "quantise": {"others": {"self_attn": 8}}
     },
+    r"backbone\.quantise: expected keys out of bits, block, embeddings, others; got \{'bit': 4\}": {
+        "quantise": {"bit": 4}
+    },
+    r"backbone\.quantise: expected keys .*; got 4": {"quantise": 4},
     r"backbone\.quantise and backbone\.lora": {"quantise": {}, "lora": {"r": 2}},
 }
 

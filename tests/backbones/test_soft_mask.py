@@ -161,9 +161,20 @@ def test_a_run_that_ends_before_the_mask_is_open_is_refused_by_check_and_at_the_
     assert "backbone.soft_mask.steps=7: the run ends after 6 steps" in capsys.readouterr().err
 
 
+def test_early_stopping_could_leave_it_half_open_and_is_refused(tmp_path, capsys):
+    model = tiny_model_dir("llama", tmp_path)
+    soft = [f"backbone.name={model}", "backbone.attention=soft", "backbone.soft_mask={steps: 3}"]
+    assert main(["check", *tiny_settings(tmp_path, *soft, "training.early_stop.patience=2")]) == 2
+    assert "could end the run before the soft mask of backbone is open" in capsys.readouterr().err
+
+
 REFUSED = {
     r"attention=soft: a soft mask needs both": {"attention": "soft"},
     r"soft_mask=\{'steps': 3\}, with backbone\.attention=causal": {"attention": "causal", "soft_mask": {"steps": 3}},
+    r"soft_mask: expected keys out of steps, shape, among them steps; got \{'shape': 'linear'\}": {
+        "attention": "soft",
+        "soft_mask": {"shape": "linear"},
+    },
     r"soft_mask\.steps=0: expected the number of updates": {"attention": "soft", "soft_mask": {"steps": 0}},
     r"soft_mask\.shape: expected one of linear, .*, got 'cosine'": {
         "attention": "soft",

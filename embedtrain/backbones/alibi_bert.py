@@ -55,9 +55,9 @@ def alibi_mask(slopes: tuple[float, ...], mask: Tensor | None, states: Tensor) -
 
     mask: of padding, [N, 1, T, T], as numbers that are added or as bool; None where there is none.
     """
-    position = torch.arange(states.shape[1], device=states.device)
-    distance = (position[:, None] - position).abs()
-    bias = -torch.tensor(slopes, device=states.device)[:, None, None] * distance
+    exact: dict[str, Any] = {"device": states.device, "dtype": torch.promote_types(states.dtype, torch.float32)}
+    position = torch.arange(states.shape[1], **exact)
+    bias = -torch.tensor(slopes, **exact)[:, None, None] * (position[:, None] - position).abs()
     if mask is None:
         return bias[None].to(states.dtype)
     if mask.dtype == torch.bool:

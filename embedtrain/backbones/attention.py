@@ -112,7 +112,7 @@ def biased_attention(
     longest = query.shape[2]
     mask = attention_mask
     if bias is not None:
-        mask = padded_bias(bias, layout, query.device).to(query.dtype)
+        mask = padded_bias(bias, layout, query.device, query.dtype)
         if attention_mask is not None:
             itself = torch.eye(longest, dtype=torch.bool, device=query.device)  # see padded_attention.py
             mask = mask.masked_fill(~(attention_mask | itself), float("-inf"))

@@ -55,7 +55,7 @@ class _GroupedAttention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             for group in layout.groups:
                 q, k, v = (_gather(x, group, heads) for x in (query, key, value))
-                rules = _Rules.of(group, heads, visibility, bias)
+                rules = _Rules.of(group, visibility, bias, q.dtype)
                 o = torch.empty_like(v)
                 for tile, p in _tiles(q, k, scale, rules):
                     if dropout > 0:
@@ -83,7 +83,7 @@ class _GroupedAttention(torch.autograd.Function):
                 do.mul_(rescale)  # the factor of the kept probabilities, once for dV and dP
                 dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
                 ds_buffer = _buffer(q)
-                for tile, p in _tiles(q, k, scale, _Rules.of(group, heads, visibility, bias)):
+                for tile, p in _tiles(q, k, scale, _Rules.of(group, visibility, bias, q.dtype)):
                     ds = torch.bmm(do[tile], v[tile].transpose(1, 2), out=ds_buffer[: p.shape[0]])
                     if keeps:
                         keep = next(keep_of_tile)
@@ -128,14 +128,17 @@ class _Rules:
     factors: Tensor | None  # [texts * heads], by which the pattern is multiplied first
 
     @staticmethod
-    def of(group: tuple[int, int, int], heads: int, visibility: Visibility, bias: PositionBias | None) -> _Rules:
+    def of(
+        group: tuple[int, int, int], visibility: Visibility, bias: PositionBias | None, dtype: torch.dtype
+    ) -> _Rules:
         _, texts, length = group
         cpu = torch.device("cpu")
         allowed = visibility.mask(length, cpu)
+        factors = None if bias is None else bias.factors
         return _Rules(
             forbidden=None if allowed is None else ~allowed,
-            pattern=None if bias is None else bias.pattern(length, cpu),
-            factors=None if bias is None or bias.factors is None else torch.tensor(bias.factors).repeat(texts),
+            pattern=None if bias is None else bias.pattern(length, cpu, dtype),
+            factors=None if factors is None else torch.tensor(factors, dtype=dtype).repeat(texts),
         )
 
     def put_bias(self, scores: Tensor, tile: slice) -> None:
@@ -144,7 +147,7 @@ class _Rules:
         if self.factors is None:
             scores.copy_(self.pattern)
         else:
-            torch.mul(self.pattern, self.factors[tile, None, None].to(scores), out=scores)
+            torch.mul(self.pattern, self.factors[tile, None, None], out=scores)
 
 
 def _buffer(q: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def padded_attention(
 
     mask = allowed[:, None]  # [N, 1, T, T]; with a bias [N, heads or 1, T, T], numbers
     if bias is not None:
-        mask = padded_bias(bias, layout, device).to(query.dtype).masked_fill(~mask, float("-inf"))
+        mask = padded_bias(bias, layout, device, query.dtype).masked_fill(~mask, float("-inf"))
 
     def pad(x: Tensor) -> Tensor:  # [heads, S, d] -> [N, heads, T, d]
         padded = x.new_zeros(len(layout.lengths), longest, x.shape[0], x.shape[2])

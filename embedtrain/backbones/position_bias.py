@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,21 +19,22 @@ class PositionBias(Protocol):
         """One for each head; None: 1 for all of them."""
         ...
 
-    def pattern(self, length: int, device: torch.device) -> Tensor:
-        """[length, length] fp32, query by key, of a text of so many tokens. Minus infinity hides a key."""
+    def pattern(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """[length, length], query by key, of a text of so many tokens; at least fp32. Minus infinity hides a key."""
         ...
 
 
-def padded_bias(bias: PositionBias, layout: RaggedLayout, device: torch.device) -> Tensor:
-    """Of every text, [N, heads or 1, T, T] fp32; 0 where a text has no token."""
-    patterns = torch.zeros(len(layout.lengths), 1, layout.longest, layout.longest, device=device)
+def padded_bias(bias: PositionBias, layout: RaggedLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of every text, [N, heads or 1, T, T] in `dtype`; 0 where a text has no token."""
+    exact: dict[str, Any] = {"device": device, "dtype": torch.promote_types(dtype, torch.float32)}
+    patterns = torch.zeros(len(layout.lengths), 1, layout.longest, layout.longest, **exact)
     text = 0
     for _, texts, length in layout.groups:
-        patterns[text : text + texts, :, :length, :length] = bias.pattern(length, device)
+        patterns[text : text + texts, :, :length, :length] = bias.pattern(length, **exact)
         text += texts
-    if bias.factors is None:
-        return patterns
-    return patterns * torch.tensor(bias.factors, device=device)[:, None, None]
+    if bias.factors is not None:
+        patterns = patterns * torch.tensor(bias.factors, **exact)[:, None, None]
+    return patterns.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ class Alibi:
     def factors(self) -> tuple[float, ...]:
         return self.slopes
 
-    def pattern(self, length: int, device: torch.device) -> Tensor:
-        position = torch.arange(length, device=device, dtype=torch.float32)
+    def pattern(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        position = torch.arange(length, device=device, dtype=dtype)
         return -(position[:, None] - position).abs()

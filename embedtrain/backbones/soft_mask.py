@@ -40,8 +40,8 @@ class Opening:
     alpha: float
     factors: None = None
 
-    def pattern(self, length: int, device: torch.device) -> Tensor:
-        position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    def pattern(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        position = torch.arange(1, length + 1, device=device, dtype=dtype)
         weight = (self.alpha * length / position).clamp(max=1.0)
         return torch.where(position > position[:, None], weight.log(), 0.0)
 

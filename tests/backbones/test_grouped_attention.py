@@ -110,12 +110,12 @@ def test_a_bias_by_head_and_distance_is_in_values_and_gradients(visibility, kv_h
     q, k, v = inputs(kv_heads)
     out = attention(q, k, v, layout=RaggedLayout(LENGTHS), visibility=visibility, scale=SCALE, bias=Alibi(SLOPES))
     expected = slow(q, k, v, visibility, bias=lambda head, i, j, length: -SLOPES[head] * abs(i - j))
-    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
     ours = torch.autograd.grad((out * upstream).sum(), (q, k, v))
     theirs = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_on_cuda_the_variable_length_kernel_is_left_to_attention_without_a_bias(monkeypatch):

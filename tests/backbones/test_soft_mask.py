@@ -46,7 +46,9 @@ def test_weights_are_those_of_the_formula(shape, step):
     for length in (1, 2, 7):
         alpha = ALPHAS[shape](step, 10)
         expected = [[weight(alpha, i, j, length) for j in range(1, length + 1)] for i in range(1, length + 1)]
-        torch.testing.assert_close(bias.pattern(length, torch.device("cpu")).exp(), torch.tensor(expected))
+        torch.testing.assert_close(
+            bias.pattern(length, torch.device("cpu"), torch.float32).exp(), torch.tensor(expected)
+        )
 
 
 def test_keys_in_front_open_first_and_all_of_them_at_the_end():
@@ -55,7 +57,7 @@ def test_keys_in_front_open_first_and_all_of_them_at_the_end():
     for step in (1, 3, 6, 9):
         set_step(mask, step)
         assert mask.bias is not None
-        rows.append(mask.bias.pattern(10, torch.device("cpu")).exp()[0])
+        rows.append(mask.bias.pattern(10, torch.device("cpu"), torch.float32).exp()[0])
     assert [int((row == 1).sum()) for row in rows] == [1, 3, 6, 9]
     set_step(mask, 10)
     assert mask.bias is None
@@ -73,10 +75,10 @@ def test_attention_multiplies_its_weights_by_it(alpha, attention):
         return math.log(m) if m else -math.inf
 
     expected = slow(q, k, v, Visibility(), bias=bias)
-    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     ours, theirs = (torch.autograd.grad(x.square().sum(), (q, k, v), retain_graph=True) for x in (out, expected))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def tokens(lengths=(9, 9, 4, 1, 6)):

@@ -14,6 +14,7 @@ padded.py             the adapter for models that have no ragged path
 parity.py             proves ragged == padded            direction.py  proves causal or bidirectional
 lm_head.py            logits over the vocabulary, for token objectives and sparse embeddings
 final_norm.py         an inner layer as if the last  facts.py  what a pooling head is told
+contextual.py         two encoders: one reads texts behind vectors that the other made of documents of the corpus
 bridge.py             two models in a row: an encoder that reads words, a language model that reads its states
 routing.py            what a mixture of experts sends a token to
 lora.py               adapters, and the merged model for export

@@ -68,6 +68,19 @@ def test_frozen_weights_cost_no_gradient_of_their_own(settings: list[str]) -> No
     assert flops_per_step(config, known, 1) == pytest.approx(2 * forward + 2 * biases)
 
 
+def test_an_objective_keeps_a_chunk_or_one_long_text_and_computes_nothing_again(settings: list[str]) -> None:
+    config, known = counted(settings, "encoder.max_document_length=128", "encoder.max_query_length=16")
+    config["training"] |= {"chunk_tokens": 1000, "cached_share": 0.5}
+    per_token = L * (18 * H + 4 * F) * 4 // 2
+    assert estimate_memory(config, known, 1e5)["activations"] == (1000 + 0.5 * 1e5) * per_token
+    objective = {**config, "objective": {"_target_": "some.objective"}}
+    assert estimate_memory(objective, known, 1e5)["activations"] == 1000 * per_token
+    objective["training"]["chunk_tokens"] = 100
+    assert estimate_memory(objective, known, 1e5)["activations"] == 128 * per_token
+    forward = 2 * MULTIPLIED + 4 * L * H * 128
+    assert flops_per_step(objective, known, 1) == pytest.approx(2 * forward + 2 * MULTIPLIED)
+
+
 def test_weights_that_are_shared_out_are_a_part_each_and_what_is_gathered(settings: list[str]) -> None:
     """In a step two layers and what is outside of layers; in an evaluation all, where activations and gradients are not."""
     config, known = counted(settings)

@@ -4,6 +4,7 @@ without a model hub. That it runs: tests/smoke."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -17,6 +18,7 @@ from embedtrain.config.cards import cards, headline
 from embedtrain.config.compose import ROOT, Composed, compose_config, load_saved, recipe_files
 from embedtrain.config.stages import stage_configs
 from embedtrain.config.validate import validate
+from embedtrain.outlay import read_hardware, read_launch
 from embedtrain.planning import make_plan
 from tests.helpers.provenance import untagged
 
@@ -86,6 +88,12 @@ def test_every_recipe_has_a_row_in_the_table() -> None:
     assert [name for name in RECIPES if not any(row.startswith(f"| [{name}](") for row in rows)] == []
 
 
+def launch_file(name: str) -> str:
+    """Of the command at the head of a recipe; alone where it names none."""
+    found = re.search(r"--config_file launch/(\w+)\.yaml train\.py", RECIPES[name].read_text(encoding="utf-8"))
+    return found[1] if found else "cpu_2"
+
+
 # Published counts are rounded, and some leave out what the table of words or a head has.
 TOLERANCE = 0.02
 
@@ -95,10 +103,14 @@ def test_a_recipe_plans_without_a_model_hub_and_has_the_published_size(name: str
     composed = composed_of(name)
     card = composed.config["card"]
     validate(composed.config, composed.problems, world=8)
-    plans = {stage: make_plan(config, world=8) for stage, config in stage_configs(composed.config).items()}
+    sharded = read_launch(launch_file(name)).sharded
+    plans = {
+        stage: make_plan(config, world=8, sharded=sharded) for stage, config in stage_configs(composed.config).items()
+    }
     for plan in plans.values():
         assert plan.parameters is not None, plan.unknown
         assert plan.memory is not None
+        assert read_hardware("h100").fits(sum(plan.memory.values())), "its command would run out of memory"
         assert plan.outlay is not None
     last = list(plans.values())[-1].parameters
     assert last is not None

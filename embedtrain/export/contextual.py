@@ -2,7 +2,7 @@
 
 config.json model.safetensors ...    the second encoder, at the root like any other
 context_encoder/                     the first one, which makes a vector of a document
-context.safetensors                  the layers around both, and the vectors of a context, if one was set
+context_layers/                      the layers around both; context.safetensors: the vectors of a context, if one was set
 context_config.json                  how many documents, and where positions begin
 modeling_contextual.py               what sentence-transformers lacks: modules/contextual_st.py
 """
@@ -23,9 +23,11 @@ from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError, ConfigError
 from embedtrain.export import layout
 from embedtrain.export.published.weights import fill
+from embedtrain.export.tensors import load_tensors, save_tensors
 from embedtrain.pooling.learned_tokens import LearnedTokensPooling
 
-_CONFIG, _WEIGHTS = "context_config.json", "context.safetensors"
+CONTEXT_LAYERS = "context_layers"
+_CONFIG, _VECTORS = "context_config.json", "context.safetensors"
 _SETTINGS = ("num_context", "num_prompts", "null_share")
 
 
@@ -53,9 +55,10 @@ def write_context(encoder: Encoder, folder: Path) -> None:
     settings |= {"first_position": backbone.first_position, "text_at": backbone.text_at}
     settings |= {"document_prompt": encoder.tokenizer.prompts.exported().get("document", "")}
     layout.write_json(folder / _CONFIG, settings)
-    weights = backbone.context_layers.state_dict() | ({} if backbone.context is None else {"context": backbone.context})
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in weights.items()}
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_tensors(backbone.context_layers.state_dict(), folder / CONTEXT_LAYERS, torch.float32)
+    if backbone.context is not None:
+        vectors = backbone.context.detach().to("cpu", torch.float32).contiguous()
+        save_file({"context": vectors}, folder / CONTEXT_LAYERS / _VECTORS, metadata={"format": "pt"})
     shutil.copyfile(Path(__file__).parent / "modules" / "contextual_st.py", folder / layout.CONTEXTUAL_FILE)
 
 
@@ -74,7 +77,7 @@ def take_context(backbone: ContextualBackbone, folder: Path) -> None:
     """The layers around both encoders, and the context, out of the folder. Raises CheckpointError for those of other sizes."""
     if not (folder / FIRST_ENCODER).is_dir():
         raise CheckpointError(f"{folder}: {FIRST_ENCODER}/ is missing. The folder is not complete.")
-    weights = load_file(folder / _WEIGHTS)
-    context = weights.pop("context", None)
-    fill(backbone.context_layers, weights, str(folder / _WEIGHTS))
-    backbone.context = None if context is None else context.to(backbone.device)
+    place = folder / CONTEXT_LAYERS
+    fill(backbone.context_layers, load_tensors(place), str(place))
+    vectors = place / _VECTORS
+    backbone.context = load_file(vectors)["context"].to(backbone.device) if vectors.is_file() else None

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
 from embedtrain.export.bridge import LANGUAGE_MODEL
+from embedtrain.export.contextual import CONTEXT_LAYERS, FIRST_ENCODER, is_contextual
 from embedtrain.export.heads import FOLDER
 from embedtrain.tensor_file import Header, TensorFile, write_tensors
 
@@ -116,11 +117,16 @@ def _module_files(folder: Path, transformer: Path) -> list[Path]:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The folders that belong to a model: its own, those of its modules and of what embedtrain alone reads, a second model's."""
+    """The folders that belong to a model: its own, those of its modules and of what embedtrain alone reads, a second model's.
+
+    Vectors of a context are not among them: a merged model has to make them anew.
+    """
     modules, ours = folder / "modules.json", folder / FOLDER
     steps = layout.read_json(modules) if modules.is_file() else []
     heads = [ours, *sorted(path for path in ours.rglob("*") if path.is_dir())] if ours.is_dir() else []
     behind = [folder / step["path"] / LANGUAGE_MODEL for step in steps if step["type"] == layout.BRIDGE]
+    if is_contextual(folder):
+        behind += [folder / FIRST_ENCODER, folder / CONTEXT_LAYERS]
     return list(dict.fromkeys([folder, *(folder / step["path"] for step in steps), *behind, *heads]))
 
 

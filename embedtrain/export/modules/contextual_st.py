@@ -16,7 +16,11 @@ from sentence_transformers.models import Transformer
 from torch import nn
 from transformers import AutoModel
 
-CONFIG, WEIGHTS, FIRST = "context_config.json", "context.safetensors", "context_encoder"
+CONFIG, FIRST = "context_config.json", "context_encoder"
+LAYERS, VECTORS = (
+    os.path.join("context_layers", "model.safetensors"),
+    os.path.join("context_layers", "context.safetensors"),
+)
 
 
 class ContextualTransformer(Transformer):
@@ -72,7 +76,7 @@ class ContextualTransformer(Transformer):
 
     def _take(self, vectors):
         """Vectors of the context, and the learned ones between them and the text."""
-        self.weights["context"] = vectors.contiguous()
+        self.vectors = vectors.contiguous()
         parts = [vectors]
         if self.settings["num_prompts"]:
             prompts = self._layers("to_prompts", nn.ReLU(), torch.ones(vectors.shape[1]))
@@ -83,16 +87,20 @@ class ContextualTransformer(Transformer):
     def _read(self, folder):
         with open(os.path.join(folder, CONFIG), encoding="utf-8") as file:
             self.settings = json.load(file)
-        self.weights = load_file(os.path.join(folder, WEIGHTS))
+        self.weights = load_file(os.path.join(folder, LAYERS))
         self.first_encoder = os.path.join(folder, FIRST)
         self.unpad_inputs = False  # states of texts are told from the context's by their places
-        self._take(self.weights.get("context", self.weights["null"].expand(self.settings["num_context"], -1)))
+        vectors = os.path.join(folder, VECTORS)
+        nothing = self.weights["null"].expand(self.settings["num_context"], -1)
+        self._take(load_file(vectors)["context"] if os.path.isfile(vectors) else nothing)
 
     def save(self, output_path, *args, **kwargs):
         super().save(output_path, *args, **kwargs)
         with open(os.path.join(output_path, CONFIG), "w", encoding="utf-8") as file:
             json.dump(self.settings, file, indent=2)
-        save_file(self.weights, os.path.join(output_path, WEIGHTS), metadata={"format": "pt"})
+        os.makedirs(os.path.dirname(os.path.join(output_path, LAYERS)), exist_ok=True)
+        save_file(self.weights, os.path.join(output_path, LAYERS), metadata={"format": "pt"})
+        save_file({"context": self.vectors}, os.path.join(output_path, VECTORS), metadata={"format": "pt"})
         AutoModel.from_pretrained(self.first_encoder).save_pretrained(os.path.join(output_path, FIRST))
 
     @classmethod

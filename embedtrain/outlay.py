@@ -41,6 +41,7 @@ import yaml
 
 from embedtrain.config.compose import ROOT
 from embedtrain.config.models import models_of
+from embedtrain.config.rules import auxiliary_of
 from embedtrain.errors import ConfigError
 
 LAUNCH = ROOT / "launch"
@@ -157,7 +158,8 @@ def flops_per_step(config: Mapping[str, Any], parameters: Any, tokens: float) ->
     longest += tokens_in_front(config["backbone"])
     forward = 2 * parameters.multiplied + 4 * parameters.layers * parameters.hidden_size * longest
     recomputed = 1.0 if _checkpoints(config) else training["cached_share"]
-    return tokens * (forward * (2 + recomputed) + 2 * parameters.multiplied_trainable)
+    passes = 1 + len(auxiliary_of(config))  # each objective beside a loss reads the texts once more
+    return passes * tokens * (forward * (2 + recomputed) + 2 * parameters.multiplied_trainable)
 
 
 def tokens_in_front(backbone: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ from embedtrain.assemble import build_encoder, build_sources
 from embedtrain.backbones.soft_mask import refuse_unfinished
 from embedtrain.config.build import build
 from embedtrain.config.models import with_models
-from embedtrain.config.rules import negatives_read, uses_in_batch_negatives
+from embedtrain.config.rules import auxiliary_of, negatives_read, uses_in_batch_negatives
 from embedtrain.data.describe import describe_parts, equal_parts
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
@@ -229,8 +229,9 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None, sharded
         if loss is not None:
             names = [name for name, node in data["sources"].items() if node is not None]
             fit(loss, encoder, teachers={name: t.dim for name, t in teachers.items()}, sources=names)
-        objective = None if loss is not None else build_shapes(config["objective"], encoder=encoder)
-        parameters = count_parameters(encoder, *(part for part in (loss, objective) if part is not None))
+        nodes = [config["objective"]] if loss is None else [node["objective"] for node in auxiliary_of(config).values()]
+        objectives = [build_shapes(node, encoder=encoder) for node in nodes]
+        parameters = count_parameters(encoder, *([] if loss is None else [loss]), *objectives)
     try:
         sources = build_sources(config)
         examples = list(some_rows(sources))
@@ -340,7 +341,7 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     multiplied = [p for p in known if id(p) not in tables]
     return Parameters(
         total=sum(p.numel() for p in known),
-        merged=sum(p.numel() for part in parts for name, p in part.named_parameters() if "lora_" not in name),
+        merged=sum(p.numel() for name, p in encoder.named_parameters() if "lora_" not in name),
         trainable=sum(p.numel() for p in known if p.requires_grad),
         bytes=sum(p.nbytes for p in known),
         bytes_outside=sum(p.nbytes for p in known) - sum(p.nbytes for m in layers_of(encoder) for p in m.parameters()),

@@ -109,7 +109,9 @@ LOSSES = (
 
 OBJECTIVES = Family(
     "Token objectives",
-    "In place of a loss: `objective=retromae loss=null`, alone or as a stage before contrast. They read token states.",
+    "They read token states. In place of a loss: `objective=retromae loss=null`, alone or as a stage before contrast. Or added "
+    "to a loss in every step, by any name and with a weight: `+objective@auxiliary.words.objective=masked_lm "
+    "auxiliary.words.weight=0.1`; that costs what the objective costs alone.",
     ("causal_lm", "masked_lm", "mntp", "retromae", "smae", "reconstruction", "translation", "bridge_alignment"),
 )
 

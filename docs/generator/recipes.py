@@ -60,10 +60,10 @@ def _row(name: str, of: Composed) -> tuple[str, ...]:
 
 
 def _chosen(choices: dict[str, str], *groups: str) -> str:
-    """The option of the run, and those of its stages where they differ."""
+    """The option of the run, and those of its stages where they differ, and what is added to the loss."""
     found = [choices[group] for group in groups if group in choices]
     for key, option in choices.items():
-        place = re.fullmatch(r"(\w+)@stages\.([\w-]+)\.\w+", key)
+        place = re.fullmatch(r"(\w+)@(stages\.[\w-]+\.\w+|(stages\.[\w-]+\.)?auxiliary\.[\w-]+\.\w+)", key)
         if place and place[1] in groups:
             found.append(option)
     return ", ".join(dict.fromkeys(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,24 @@ def backbone(config: dict[str, Any], world: int) -> Iterator[Finding]:
             )
 
 
+def auxiliary_of(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The objectives added to the loss that are not dropped (null), by name."""
+    return {name: node for name, node in config["auxiliary"].items() if node is not None}
+
+
+def auxiliary(config: dict[str, Any], world: int) -> Iterator[Finding]:
+    """An objective is added to a loss, with a weight that somebody chose."""
+    added = auxiliary_of(config)
+    for name, node in added.items():
+        weight = node.get("weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+            yield Problem(f"auxiliary.{name}.weight: expected a number above 0, got {weight!r}.")
+    if added and config["objective"]:
+        yield Problem(
+            "auxiliary: is added to a loss, and this run trains by an objective. Set auxiliary={}, or choose a loss."
+        )
+
+
 def what_is_learned(config: dict[str, Any], world: int) -> Iterator[Finding]:
     if config["loss"] and config["objective"]:
         yield Problem(
@@ -492,6 +510,7 @@ RULES: tuple[Rule, ...] = (
     paths,
     backbone,
     what_is_learned,
+    auxiliary,
     texts_alone,
     teachers,
     precision,

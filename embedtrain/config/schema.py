@@ -274,6 +274,9 @@ class Config:
         {}, "Models that a loss learns from, by name: components of embedtrain.teachers."
     )
     objective: dict[str, Any] = setting({}, "Component: token states -> a number; takes the place of the loss.")
+    auxiliary: dict[str, Any] = setting(
+        {}, "Objectives added to the loss in each step, by name: {weight: ..., objective: component}."
+    )
     miner: dict[str, Any] = setting(
         {},
         "Component: finds hard negatives, before and during training and for `embedtrain mine`; {}: those of the rows.",

@@ -34,6 +34,8 @@ def stage_configs(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for key, other in (("objective", "loss"), ("loss", "objective")):
             if node.get(key) and not node.get(other):
                 merged[other] = {}
+        if merged["objective"] and "auxiliary" not in node:
+            merged["auxiliary"] = {}
         asked = node.get("evaluation") or {}
         for when, applies in (("before", number == 0), ("after", number == len(named) - 1)):
             if not applies and when not in asked:

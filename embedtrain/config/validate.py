@@ -213,12 +213,26 @@ def _components(config: dict[str, Any]) -> Iterator[str]:
             continue
         for name, node in (named or {}).items():
             yield from _component(node, f"{key}.{name}", allow, runtime)
+    yield from _auxiliary(config, allow)
     # `_target_` works wherever it stands, so it is refused where no component belongs.
     for key in ("encoder", "prompts", "optim", "run", "export"):
         for place, node in _nested(config.get(key), key):
             if place.rpartition(".")[0] in COLLECTIONS:
                 continue
             yield f"{place}._target_: no component belongs here, got {node['_target_']!r}."
+
+
+def _auxiliary(config: dict[str, Any], allow: list[str]) -> Iterator[str]:
+    """A component and its weight, under each name."""
+    for name, node in config["auxiliary"].items():
+        if node is None:
+            continue
+        if not isinstance(node, dict) or set(node) != {"weight", "objective"}:
+            yield f"auxiliary.{name}: expected {{weight: <number>, objective: <component>}}, got {node!r}."
+        else:
+            yield from _component(
+                node["objective"], f"auxiliary.{name}.objective", allow, COMPONENTS["objective"], required=True
+            )
 
 
 def _is_required(key: str, config: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Objectives on token states, for stages before contrast: what `embedtrain.types.TokenObjective` describes.
+"""Objectives on token states, for stages before contrast or beside it: what `embedtrain.types.TokenObjective` describes.
 
 masked_lm.py       predict hidden tokens                        mntp.py            the same from one place before, for decoders
 causal_lm.py       predict each token from those before it

@@ -29,8 +29,8 @@ class RepresentationTranslation(nn.Module):
     s are the last hidden states of the words of side A, p positions, and of B the decoder knows the length alone. Special
     tokens take no part, so that nothing passes through a [CLS] that pooling reads.
 
-    Li et al. 2023 (arXiv:2305.09148), DAP. There it is added to a translation loss over sentence pairs; here it is a stage
-    before one. The authors' decoder starts from the last two layers of the pretrained model, here its layers are new.
+    Li et al. 2023 (arXiv:2305.09148), DAP: added to a contrast of sentence pairs in every step (`auxiliary`). The authors'
+    decoder starts from the last two layers of the pretrained model, here its layers are new.
     Cost: one pass of the backbone over each pair, `layers` over its words; logits of all words, 1,024 at a time.
 
     rebuild   document: the positive from the query (the authors' "target") | query | both: the mean of the two

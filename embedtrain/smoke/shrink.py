@@ -88,7 +88,7 @@ def _shrink_stage(node: dict[str, Any], whole: Mapping[str, Any], folder: Path, 
         encoder["projection_dim"] = WIDTH
     if "query_augmentation" in encoder and encoder["query_augmentation"] is not None:
         encoder["query_augmentation"] = min(encoder["query_augmentation"], LENGTH // 2)
-    for part in ("pooling", "loss", "objective", "miner"):
+    for part in ("pooling", "loss", "objective", "auxiliary", "miner"):
         _shrink_component(node.get(part) or {})
     for head in (encoder.get("views") or {}).values():
         _shrink_component(head or {})

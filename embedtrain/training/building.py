@@ -17,7 +17,7 @@ from embedtrain import distributed
 from embedtrain.assemble import build_sources
 from embedtrain.backbones.soft_mask import refuse_unfinished
 from embedtrain.config.build import build
-from embedtrain.config.rules import negatives_read
+from embedtrain.config.rules import auxiliary_of, negatives_read
 from embedtrain.data.describe import describe
 from embedtrain.data.draws import Ints
 from embedtrain.data.lengths import check_lengths
@@ -32,6 +32,7 @@ from embedtrain.losses.fit import fit
 from embedtrain.run import Run
 from embedtrain.teachers.spread import refuse_squashed_batch
 from embedtrain.training.callbacks import Callback, Evaluate, Save
+from embedtrain.training.joint_step import Joined, JointStep
 from embedtrain.training.optim import adamw, named_trainable, parameter_groups, schedule_factor
 from embedtrain.training.step import ContrastiveStep
 from embedtrain.training.telemetry import batch_facts
@@ -114,13 +115,24 @@ def global_batch_size(training: Mapping[str, Any]) -> int:
 
 
 def build_learned(config: Mapping[str, Any], encoder: Encoder, teachers: Mapping[str, Teacher]) -> nn.Module:
-    """What the encoder learns from: the loss, or the objective."""
+    """What the encoder learns from: the loss, that and what is added to it, or the objective."""
     if config["objective"]:
         return build(config["objective"], encoder=encoder).to(encoder.device)
     loss = build(config["loss"])
     sources = [name for name, node in config["data"]["sources"].items() if node is not None]
     fit(loss, encoder, teachers={name: t.dim for name, t in teachers.items()}, sources=sources)
-    return loss.to(encoder.device)
+    added = auxiliary_of(config)
+    if not added:
+        return loss.to(encoder.device)
+    objectives = {name: build(node["objective"], encoder=encoder) for name, node in added.items()}
+    return Joined(loss, objectives, {name: node["weight"] for name, node in added.items()}).to(encoder.device)
+
+
+def objectives_of(learned: nn.Module, config: Mapping[str, Any]) -> list[nn.Module]:
+    """What of it reads token states: the objective, or those that are added to the loss."""
+    if config["objective"]:
+        return [learned]
+    return list(learned.objectives.values()) if isinstance(learned, Joined) else []
 
 
 def build_step(
@@ -143,9 +155,14 @@ def build_step(
         return TokenStep(objective=learned, **shared)
     if not training["gather"]:
         refuse_memory(learned)
-    return ContrastiveStep(
-        loss=learned, cached_share=training["cached_share"], teachers=teachers, gather=training["gather"], **shared
-    )
+    contrast: dict[str, Any] = {
+        "cached_share": training["cached_share"],
+        "teachers": teachers,
+        "gather": training["gather"],
+    }
+    if isinstance(learned, Joined):
+        return JointStep(learned=learned, passes=shared, contrast=contrast)
+    return ContrastiveStep(loss=learned, **contrast, **shared)
 
 
 def refuse_memory(loss: nn.Module) -> None:
@@ -160,7 +177,12 @@ def refuse_memory(loss: nn.Module) -> None:
 
 def build_named(config: Mapping[str, Any], encoder: Encoder, learned: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """What is trained, by the names that it has in checkpoints."""
-    return named_trainable(learning(encoder, learned) if config["objective"] else {"encoder": encoder, "loss": learned})
+    if config["objective"]:
+        return named_trainable(learning(encoder, learned))
+    if isinstance(learned, Joined):
+        added = {f"auxiliary.{name}": objective for name, objective in learned.objectives.items()}
+        return named_trainable({"encoder": encoder, "loss": learned.loss, **added})
+    return named_trainable({"encoder": encoder, "loss": learned})
 
 
 def build_trainer(
@@ -251,9 +273,7 @@ def say_first_step(step: ContrastiveStep | TokenStep, run: Run, micro_batches: S
     Raises ConfigError or TrainingError where this step, and so probably every other, teaches nothing.
     """
     if isinstance(step, TokenStep):
-        line = step.first_line(micro_batches)
-        if distributed.is_main():
-            log.info("%s", line)
+        say_first_tasks({"": step}, micro_batches)
         return
     refuse_squashed_batch(step.loss, step.teachers, micro_batches)
     padded = step.chunk_tokens if getattr(step.encoder.backbone, "kernel", "") == "padded" else None
@@ -268,8 +288,18 @@ def say_first_step(step: ContrastiveStep | TokenStep, run: Run, micro_batches: S
         log.info("%s", facts.line())
         known = asdict(facts) | {"line": facts.line()}
         (run.dir / "negatives.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    if isinstance(step, JointStep):
+        say_first_tasks(step.added, micro_batches)
     if reads and facts.negatives == 0:
         raise TrainingError(
             "every query of the first step has its positive and no negative, so the loss would be 0 and teach nothing. Raise "
             "training.global_batch_size, or give the rows hard negatives (columns: negatives)."
         )
+
+
+def say_first_tasks(steps: Mapping[str, TokenStep], micro_batches: Sequence[TokenBatch]) -> None:
+    """What the first step asks by each objective. Every rank calls it."""
+    for name, step in steps.items():
+        line = step.first_line(micro_batches)
+        if distributed.is_main():
+            log.info("%s%s", name and f"{name}: ", line)

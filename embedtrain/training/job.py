@@ -23,7 +23,14 @@ from embedtrain.evaluation.report import write_report
 from embedtrain.evaluation.result import EvaluationResult, read_results, write_results
 from embedtrain.export.sentence_transformers import check_exportable, export
 from embedtrain.run import Run
-from embedtrain.training.building import Results, build_learned, build_loader, build_trackers, build_trainer
+from embedtrain.training.building import (
+    Results,
+    build_learned,
+    build_loader,
+    build_trackers,
+    build_trainer,
+    objectives_of,
+)
 from embedtrain.training.negatives import build_mining
 from embedtrain.training.record import run_record
 from embedtrain.training.stages import Stage, hand_on, stages_of, take_over
@@ -137,13 +144,14 @@ def introduce(stage: Stage, encoder: Encoder, learned: nn.Module) -> None:
     if stage.name:
         log.info("stage %s, number %d of the run", stage.name, stage.number)
     log.info("%s", trained_share(encoder, learned))
-    own = sum(p.numel() for p in learned.parameters())
-    if stage.config["objective"] and own:
-        log.info(
-            "%s: %s parameters of its own train, are in checkpoints and are not exported",
-            type(learned).__name__,
-            f"{own:,}",
-        )
+    for objective in objectives_of(learned, stage.config):
+        own = sum(p.numel() for p in objective.parameters())
+        if own:
+            log.info(
+                "%s: %s parameters of its own train, are in checkpoints and are not exported",
+                type(objective).__name__,
+                f"{own:,}",
+            )
 
 
 def trained_share(encoder: Encoder, learned: nn.Module) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedtrain.config.models import model_name
+from embedtrain.config.rules import auxiliary_of
 from embedtrain.config.stages import stage_configs
 from embedtrain.data.loader import StepLoader
 from embedtrain.evaluation.result import EvaluationResult
@@ -45,7 +46,7 @@ def run_record(
             SourceRecord(name=name, rows=int(rows), weight=float(share))
             for name, rows, share in zip(mixture.names, mixture.sizes, mixture.shares, strict=True)
         ),
-        loss=", then ".join(one_line(each["objective"] or each["loss"]) for each in stage_configs(run.config).values()),
+        loss=", then ".join(map(learned_line, stage_configs(run.config).values())),
         negatives=negatives_line(stage.run),
         hyper_parameters={
             "steps": steps,
@@ -59,6 +60,12 @@ def run_record(
         environment=json.loads((run.dir / "environment.json").read_text(encoding="utf-8")).get("versions", {}),
         metrics=tuple(compared(before, after, resamples=config["evaluation"]["resamples"])),
     )
+
+
+def learned_line(config: Mapping[str, Any]) -> str:
+    """What a stage learns from: `SymmetricInfoNCE(...) + 0.1 * RepresentationTranslation(...)`."""
+    added = [f"{node['weight']:g} * {one_line(node['objective'])}" for node in auxiliary_of(config).values()]
+    return " + ".join([one_line(config["objective"] or config["loss"]), *added])
 
 
 def one_line(component: Mapping[str, Any]) -> str:

@@ -96,6 +96,12 @@ class ContrastiveStep:
 
     def __call__(self, micro_batches: Sequence[TokenBatch], step: int) -> StepResult:
         """Raises TrainingError before any update when the loss is not finite, naming sources and rows."""
+        result = self.add_gradients(micro_batches, step)
+        distributed.sum_gradients(self.parameters)
+        return result
+
+    def add_gradients(self, micro_batches: Sequence[TokenBatch], step: int) -> StepResult:
+        """The same without the sum over ranks: this rank's share is added to each gradient."""
         result = StepResult()
         for micro, batch in enumerate(micro_batches):
             output = self._backward(batch, step, micro)
@@ -105,7 +111,6 @@ class ContrastiveStep:
                     result.loss += value
                 else:
                     result.metrics[name] = result.metrics.get(name, 0.0) + value
-        distributed.sum_gradients(self.parameters)
         return result
 
     def _backward(self, batch: TokenBatch, step: int, micro: int) -> LossOutput:

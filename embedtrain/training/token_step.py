@@ -36,6 +36,7 @@ class TokenStep:
             another way and so draws another dropout.
         autocast: makes the context of the forward passes (bf16, fp16); cross-entropy always runs in fp32.
         scale: multiplies the loss before the backward (fp16 only).
+        weight: multiplies the objective, gradient and value; beside a loss it is not 1.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class TokenStep:
         device: torch.device | str = "cpu",
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         scale: Callable[[Tensor], Tensor] = lambda value: value,
+        weight: float = 1.0,
     ) -> None:
         self.encoder = encoder
         self.loss = objective
@@ -56,6 +58,7 @@ class TokenStep:
         self.device = torch.device(device)
         self.autocast = autocast
         self.scale = scale
+        self.weight = weight
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -64,6 +67,12 @@ class TokenStep:
 
     def __call__(self, micro_batches: Sequence[TokenBatch], step: int) -> StepResult:
         """Raises TrainingError before any update when the loss is not finite, naming rows."""
+        result = self.add_gradients(micro_batches, step)
+        distributed.sum_gradients(self.parameters)
+        return result
+
+    def add_gradients(self, micro_batches: Sequence[TokenBatch], step: int) -> StepResult:
+        """The same without the sum over ranks: this rank's share is added to each gradient."""
         task = self._task(micro_batches, step)
         factors = self._factors(task, step)
         sums = dict.fromkeys(factors, 0.0)
@@ -82,7 +91,6 @@ class TokenStep:
             nothing = {term: (0.0, count) for term, (_, count) in factors.items()}
             self._backward(task.select(pieces[-1][:1]), nothing, mix(self.seed, step, distributed.rank(), number))
         self._refuse_non_finite(bad, step)
-        distributed.sum_gradients(self.parameters)
         return self._result(sums, factors)
 
     def first_line(self, micro_batches: Sequence[TokenBatch]) -> str:
@@ -111,7 +119,7 @@ class TokenStep:
                 f"step {step}: none of its texts has a word to predict. Are they longer than their special tokens and prompts?"
             )
         weights: dict[str, float] = self.loss.weights  # type: ignore[assignment]
-        return {term: (weights[term], max(1, count)) for term, count in total.items()}
+        return {term: (self.weight * weights[term], max(1, count)) for term, count in total.items()}
 
     def _backward(self, chunk: TokenTask, factors: dict[str, tuple[float, float]], seed: int) -> dict[str, float]:
         """The sums of a chunk by term, with its gradient added."""

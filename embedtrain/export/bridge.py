@@ -37,6 +37,12 @@ def write_connector(connector: Connector, folder: Path, dtype: torch.dtype) -> N
     shutil.copyfile(Path(__file__).parent / "modules" / "bridge_st.py", folder / layout.BRIDGE_FILE)
 
 
+def name_in_folder(name: str) -> str:
+    """Where a folder has a weight of `Halves`: `llm.norm.weight` as `bridge/llm/norm.weight`."""
+    half, _, own = name.partition(".")
+    return {"encoder": "", "connector": f"{BRIDGE}/", "llm": f"{BRIDGE}/{LANGUAGE_MODEL}/"}[half] + own
+
+
 def read_bridge(encoder: Path, folder: Path, options: Mapping[str, Any]) -> BridgeBackbone:
     """The backbone of a folder. `options`: further arguments of both halves, as of `TransformerBackbone`."""
     return BridgeBackbone(

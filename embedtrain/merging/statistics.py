@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from embedtrain.backbones.bridge import Halves
 from embedtrain.data.chunking import chunks
 from embedtrain.encoder import Encoder, evaluating
+from embedtrain.export.bridge import name_in_folder
 from embedtrain.export.sentence_transformers import write_files
 from embedtrain.merging.probe import all_tokens, contrast
 from embedtrain.merging.weights import FolderWeights
@@ -59,7 +61,7 @@ def gram_matrices(encoder: Encoder, batches: Sequence[TokenBatch]) -> dict[str, 
             tokens = all_tokens(batch)
             for index in _pieces(encoder, tokens):
                 encoder(tokens.select(index).to(encoder.device))
-    return grams
+    return {name_in_folder(name): gram for name, gram in grams.items()} if isinstance(model, Halves) else grams
 
 
 def write_grams(grams: Mapping[str, Tensor], path: Path) -> TensorFile:

@@ -13,6 +13,7 @@ from embedtrain.assemble import build_pooling
 from embedtrain.backbones.bridge import BridgeBackbone
 from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.config.compose import compose_config
+from embedtrain.data.collate import collate
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
@@ -20,7 +21,9 @@ from embedtrain.export import export, load_encoder
 from embedtrain.export.sentence_transformers import write_files
 from embedtrain.merging.methods.linear import Linear
 from embedtrain.merging.states import merge_states
+from embedtrain.merging.statistics import gram_matrices
 from embedtrain.merging.weights import FolderWeights, write_folder
+from embedtrain.types import TrainingExample
 from tests.helpers.models import tiny_model_dir
 from tests.pooling.test_every_head import SMALL
 
@@ -119,3 +122,20 @@ def test_folders_are_merged_tensor_by_tensor_both_models_and_the_connector(tmp_p
     assert len(found) > 40
     for name, parameter in found.items():
         torch.testing.assert_close(parameter, (halves[name] + other[name]) / 2)
+
+
+def test_what_a_merge_measures_of_linear_layers_has_the_names_of_the_folder(tmp_path):
+    trained = encoder(tmp_path)
+    (tmp_path / "out").mkdir()
+    write_files(trained, tmp_path / "out", similarity="cosine", dtype="float32")
+    rows = [TrainingExample(query=text, positives=(text,), source="some", row=text) for text in TEXTS]
+    grams = gram_matrices(trained, [collate(rows, trained.tokenizer)])
+    states = FolderWeights(tmp_path / "out")
+    assert {name: gram.shape[0] for name, gram in grams.items()} == {
+        name: states.header(name)[0][1] for name in states if name in grams
+    }
+    assert {
+        "bridge/inner.weight",
+        "bridge/llm/layers.0.mlp.up_proj.weight",
+        "encoder.layer.0.output.dense.weight",
+    } <= set(grams)

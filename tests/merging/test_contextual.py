@@ -1,4 +1,4 @@
-"""Models that read texts behind a context: both encoders and the layers around them are merged, the vectors of contexts are not."""
+"""Texts read behind a context: both encoders and the layers around them are merged, the vectors of contexts are not."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None, sharded
         sources = build_sources(config)
         examples = list(some_rows(sources))
     except EmbedtrainError as error:
-        unknown.append(f"steps: {error}")
+        unknown.append(f"{'steps' if training['max_steps'] is None else 'rows, and steps per epoch'}: {error}")
         sampler, pools = None, [unread_pool(config, per_step)]
     else:
         if loss is not None:

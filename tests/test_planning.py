@@ -134,6 +134,26 @@ def test_the_rest_of_the_plan_stands_where_the_model_cannot_be_had(
     assert any(line.startswith("unknown") for line in plan.lines())
 
 
+def test_steps_that_are_set_are_known_where_no_row_can_be_read(
+    good: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    away = (
+        "source@data.sources.away=huggingface",
+        "data.sources.away.path=nobody/nothing",
+        "data.sources.pairs=null",
+    )
+    said = {
+        steps: make_plan(config(good, *away, f"training.max_steps={steps}"), world=1).lines() for steps in (7, "null")
+    }
+    assert any(line.split() == ["steps", "7"] for line in said[7])
+    assert any(
+        line.startswith("unknown            rows, and steps per epoch: the data set nobody/nothing") for line in said[7]
+    )
+    assert not any(line.startswith("steps ") for line in said["null"])
+    assert any(line.startswith("unknown            steps: the data set nobody/nothing") for line in said["null"])
+
+
 def test_check_as_json_is_json_alone(good: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", *good, "world=4", "output=json"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -19,12 +19,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from embedtrain.data.sources.lines import LinesFile, not_utf8
 from embedtrain.errors import DataError
 
 _IDS = ("_id", "id", "docid")
 _ROWS_AT_ONCE = 4096
+_BYTES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,19 @@ def read_corpus(path: str | Path) -> Corpus:
     raise DataError(
         f"{file}: not a kind of corpus that is known. Expected .jsonl, .jsonl.gz, .txt, .parquet, or a BEIR folder."
     )
+
+
+def corpus_fingerprint(path: str | Path) -> str:
+    """Hash of the bytes of the file: what a run that mines from it can be resumed on. Raises DataError where there is none."""
+    file = _corpus_file(Path(path).expanduser())
+    digest = xxhash.xxh3_128()
+    try:
+        with file.open("rb") as content:
+            while block := content.read(_BYTES_AT_ONCE):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    return digest.hexdigest()
 
 
 def _corpus_file(path: Path) -> Path:

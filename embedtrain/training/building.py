@@ -222,7 +222,7 @@ def build_trainer(
         scaler=accelerator.scaler,
         callbacks=build_callbacks(config, run, evaluate),
         trackers=trackers,
-        fingerprint=loader.sampler.fingerprint,
+        fingerprint=loader.sampler.fingerprint | ({} if negatives is None else negatives.fingerprint),
         negatives=negatives,
         on_first_step=partial(say_first_step, step, run),
     )

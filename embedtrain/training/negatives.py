@@ -28,6 +28,7 @@ from embedtrain.data.mined import NOTHING, MinedNegatives
 from embedtrain.data.sources import Source
 from embedtrain.encoder import Encoder
 from embedtrain.errors import TrainingError
+from embedtrain.mining.corpus import corpus_fingerprint
 from embedtrain.mining.job import write_version
 from embedtrain.mining.miner import Miner
 from embedtrain.sharding import whole
@@ -84,6 +85,12 @@ class NegativeMining:
             self.learned = LearnedRows(refresh, {name: len(source) for name, source in sources.items()})
         elif refresh is not None:
             self.process = MiningProcess(refresh, settings, start)
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What the negatives depend on besides the settings and the rows: a run is resumed only where this is the same."""
+        corpus = self.miner.corpus
+        return {} if corpus is None else {f"the file miner.corpus={corpus}": corpus_fingerprint(corpus)}
 
     def next_change(self, step: int) -> int:
         """The first step after this one before which `enter` has to be called again."""

@@ -293,6 +293,21 @@ def test_what_a_start_without_a_checkpoint_has_mined_is_not_used_by_another(tmp_
         assert MinedNegatives(version).numbers("pairs").shape[1] == 2
 
 
+def test_another_corpus_under_the_same_name_is_not_resumed_on(tmp_path: Path) -> None:
+    corpus = tmp_path / "documents.txt"
+    corpus.write_text("".join(f"a document about the number {n}\n" for n in range(40)))
+    settings = config(tmp_path, (*MINE, f"miner.corpus={corpus}"), "run")
+    train_tiny(settings, stop_after=2)
+    before = corpus.read_bytes()
+    corpus.write_bytes(before + b"one more\n")
+    with pytest.raises(
+        TrainingError, match=r"the file miner\.corpus=.*documents\.txt is not what this run was started with"
+    ):
+        train_tiny(settings)
+    corpus.write_bytes(before)
+    assert train_tiny(settings)[0] == 6
+
+
 def test_other_settings_of_the_miner_are_not_resumed_on(tmp_path: Path) -> None:
     train_tiny(config(tmp_path, HERE, "run"), stop_after=2)
     with pytest.raises(ConfigError) as refused:

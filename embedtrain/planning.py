@@ -341,7 +341,7 @@ def count_parameters(*parts: nn.Module) -> Parameters:
     multiplied = [p for p in known if id(p) not in tables]
     return Parameters(
         total=sum(p.numel() for p in known),
-        merged=sum(p.numel() for name, p in encoder.named_parameters() if "lora_" not in name),
+        merged=sum(p.numel() for n, p in encoder.named_parameters() if "lora_" not in n and not n.endswith("new_rows")),
         trainable=sum(p.numel() for p in known if p.requires_grad),
         bytes=sum(p.nbytes for p in known),
         bytes_outside=sum(p.nbytes for p in known) - sum(p.nbytes for m in layers_of(encoder) for p in m.parameters()),

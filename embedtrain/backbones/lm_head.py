@@ -35,11 +35,16 @@ class LanguageModelHead(nn.Module):
     What the checkpoint lacks is made new, and the log says so: a transform starts random, a decoder is tied to the input
     embeddings. New parts always train; those of the checkpoint train unless the backbone is frozen under LoRA.
 
-    Raises ConfigError for a family without a language model, and for LoRA on the embeddings that the decoder reads.
+    Raises ConfigError for a family without a language model, for LoRA on the embeddings that the decoder reads, and for new
+    tokens, whose rows it would not read.
     """
 
     def __init__(self, backbone: TransformerBackbone) -> None:
         super().__init__()
+        if backbone.new_tokens:
+            raise ConfigError(
+                "backbone.new_tokens: a language-model head has no logits for new tokens. Set it to null."
+            )
         body = backbone.hf_model
         self.model, missing = _language_model(backbone)
         decoder = _decoder_of(self.model, backbone)

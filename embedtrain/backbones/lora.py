@@ -32,7 +32,7 @@ class Lora:
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
-    """Puts adapters in place and freezes everything else. Adapters are fp32 and begin as the identity."""
+    """Puts adapters in place and freezes all else but rows of new tokens. Adapters are fp32 and begin as the identity."""
     targets = "all-linear" if lora.target_modules is None else list(lora.target_modules)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
@@ -42,7 +42,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> None:
             f"backbone.lora.target_modules: {lora.target_modules} does not fit this model: {error}"
         ) from error
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("lora_" in name or name.endswith(".new_rows"))
         if "lora_" in name:
             parameter.data = parameter.data.float()
 

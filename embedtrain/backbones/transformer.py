@@ -24,6 +24,14 @@ from embedtrain.backbones.loading import Weights, load_config, load_model, load_
 from embedtrain.backbones.locate import locate
 from embedtrain.backbones.longer import extend_positions
 from embedtrain.backbones.lora import Lora, add_adapters, has_adapters, merged_model
+from embedtrain.backbones.new_tokens import (
+    add_rows,
+    has_new_rows,
+    read_tokens,
+    refuse_adapters_on_the_table,
+    register,
+    with_rows,
+)
 from embedtrain.backbones.padded import padded_states
 from embedtrain.backbones.parity import disagreement, parity_tokens, tolerance
 from embedtrain.backbones.positions import first_position, longest_text, refuse_longer
@@ -98,7 +106,7 @@ class TransformerBackbone(nn.Module):
         self.hf_model = load_model(name, config, weights, getattr(torch, dtype), self.hub)
         if positions is not None:
             extend_positions(self.hf_model, positions, name)
-        self.new_tokens = dict(new_tokens or {})
+        self.new_tokens = read_tokens(new_tokens or {})
         if self.new_tokens:
             self._grow(quantise)
         self.hidden_size: int = self.config.hidden_size
@@ -111,6 +119,8 @@ class TransformerBackbone(nn.Module):
             quantise_layers(self.hf_model, _keys_of("quantise", Quantise, quantise), name)
         if lora is not None:
             add_adapters(self.hf_model, _keys_of("lora", Lora, lora))
+            if self.new_tokens:
+                refuse_adapters_on_the_table(self.hf_model)
         if gradient_checkpointing:
             # The reentrant kind loses gradients of adapters and breaks with two forwards per step.
             self.hf_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -145,12 +155,13 @@ class TransformerBackbone(nn.Module):
         return self._kernel
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that came with the model."""
-        return load_tokenizer(self.name, self.hub)
+        """The tokenizer that came with the model, with the new tokens."""
+        return register(load_tokenizer(self.name, self.hub), self.new_tokens)
 
     def merged_model(self) -> PreTrainedModel:
-        """A plain transformers model with the adapters, if any, added to the weights; for export. Nothing here changes."""
-        return merged_model(self.hf_model) if has_adapters(self.hf_model) else self.hf_model
+        """A plain transformers model with adapters and new rows, if any, in its weights; for export. Nothing here changes."""
+        model = merged_model(self.hf_model) if has_adapters(self.hf_model) else self.hf_model
+        return with_rows(model) if has_new_rows(model) else model
 
     def forward(
         self, tokens: RaggedTokens, *, all_layers: bool = False, routing: bool = False, inputs: Tensor | None = None
@@ -225,6 +236,16 @@ class TransformerBackbone(nn.Module):
         if options.get("output_router_logits"):
             found.append(routing_weights(output.router_logits))
         return found
+
+    def _grow(self, quantise: Mapping[str, Any] | None) -> None:
+        if (quantise or {}).get("embeddings"):
+            raise ConfigError(
+                "backbone.quantise.embeddings=true: rows of backbone.new_tokens are not rounded. Set it to false, or drop the "
+                "tokens."
+            )
+        tokenizer = load_tokenizer(self.name, self.hub)
+        read = self.weights == "pretrained"
+        add_rows(self.hf_model, tokenizer, self.new_tokens, name=self.name, read=read)
 
     def _turn(self, attention: Direction | Literal["soft"] | None) -> None:
         """Sets the direction of a decoder. Whether it took is for `_prove` to see."""

@@ -4,7 +4,7 @@
 2. A new process, with plain sentence-transformers and no embedtrain, loads the folder and embeds the same probes.
 3. Every pair of vectors must agree: cosine above 0.9999 and the same length to 0.1 %.
 
-Where sentence-transformers is not installed, or has no module for the pooling, the new process uses embedtrain's own
+Where sentence-transformers is not installed, or cannot load such a folder, the new process uses embedtrain's own
 reader, and the report says so.
 """
 
@@ -148,6 +148,6 @@ def _environment(scratch: str) -> dict[str, str]:
 
 def _versioned(library: str, installed: bool) -> str:
     if library == "embedtrain":
-        why = "has no module for this pooling" if installed else "is not installed"
+        why = "cannot load this folder" if installed else "is not installed"
         return f"embedtrain's own reader (sentence-transformers {why})"
     return f"{library} {importlib.metadata.version(library)}"

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from embedtrain import distributed
+from embedtrain.backbones.new_tokens import take_rows
 from embedtrain.config.stages import stage_configs
 from embedtrain.encoder import Encoder
 from embedtrain.errors import CheckpointError
@@ -112,6 +113,7 @@ def take_over(encoder: Encoder, path: Path) -> None:
         )
     for name in fits:
         wanted[name].detach().copy_(weights[name])
+    take_rows(encoder)
     new = sorted(name for name in wanted if name not in fits)
     if lost:
         log.warning(
@@ -128,7 +130,8 @@ def plain_weights(encoder: Encoder) -> dict[str, Tensor]:
 def _tensors(encoder: Encoder) -> dict[str, Tensor]:
     """The live tensors behind the names of `plain_weights`; new adapters, which begin as the identity, are none of them."""
     backbone = _distinct("backbone.", encoder.backbone.hf_model)  # type: ignore[arg-type]
-    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in backbone.items() if "lora_" not in name}
+    own = ("lora_", "new_rows")  # what `merged_model` has in other weights
+    plain = {n.replace(".base_layer.", "."): t for n, t in backbone.items() if not any(part in n for part in own)}
     return _heads(encoder) | plain
 
 

@@ -116,7 +116,7 @@ def test_dropout_zero_makes_training_mode_deterministic(tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["ragged", "padded"])
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "gemma3_text", "alibi_bert"])
 def test_autocast_in_bfloat16_stays_close_and_gives_fp32_gradients(architecture, kernel, tmp_path):
     backbone = TransformerBackbone(name=tiny_model_dir(architecture, tmp_path), kernel=kernel).eval()
     tokens = RaggedTokens.from_lists(texts((9, 9, 4)))

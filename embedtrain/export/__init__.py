@@ -7,6 +7,7 @@ sentence_transformers.py   export: start here        load.py  folder.py   the wa
 layout.py   tensors.py     the files of the folder, old and new form
 pooling.py  tokenizer.py   two parts of it           multi_vector.py  sparse.py   the two other kinds of model
 published/                 layouts of published models that are more than sentence-transformers folders
+bridge.py                  an encoder and a language model in a folder, and what is between them
 contextual.py              two encoders in a folder, and the vectors of a context
 heads.py                   what only embedtrain reads: further views, poolings that sentence-transformers lacks
 probes.py   verify.py      the proof                 modules/     the program and the module that run outside

@@ -1,8 +1,8 @@
 """Read a model folder as an Encoder: ours, anybody's of sentence-transformers whose modules we know, or a published layout.
 
 `describe` (published/) says what is in the folder and refuses by name what we do not have; `load_encoder` builds it, `take_heads`
-gives the weights of its heads to an encoder that a run describes. No code of the folder is run: latent attention is recognised
-and built from our own class.
+gives the weights of its heads to an encoder that a run describes. No code of the folder is run: modules that travel with it
+(latent attention, a bridge, a context) are recognised and built from our own classes.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from embedtrain.data.describe import describe_parts, equal_parts
 from embedtrain.data.lengths import check_lengths
 from embedtrain.data.mixture import Mixture
 from embedtrain.data.outlook import Pool, ToMine, pools_of, some_rows
-from embedtrain.data.sampling import Sampler, refuse_small_batches, softmaxes
+from embedtrain.data.sampling import Sampler, check_slices, refuse_small_batches, softmaxes
 from embedtrain.encoder import Encoder
 from embedtrain.errors import EmbedtrainError
 from embedtrain.losses.fit import fit, refuse_bare_rows
@@ -374,7 +374,9 @@ def describe_clusters(config: Mapping[str, Any], sampler: Sampler) -> str | None
         return None
     names = sampler.mixture.names
     rows = dict(zip(names, sampler.mixture.sizes.tolist(), strict=True))
-    sizes = [max(1, size // math.prod(sampler.softmaxes)) for size in sampler.batch_sizes]
+    for name, size in zip(names, sampler.batch_sizes, strict=True):
+        check_slices(name, size, sampler.softmaxes)
+    sizes = [size // math.prod(sampler.softmaxes) for size in sampler.batch_sizes]
     return build(config["data"]["neighbourhoods"]).outlook(rows, dict(zip(names, sizes, strict=True)))
 
 

@@ -254,3 +254,23 @@ def test_settings_of_a_source_that_its_rows_or_the_model_cannot_meet_are_refused
     except EmbedtrainError as error:
         said = [str(error)]
     assert message in "\n".join(said)
+
+
+def test_a_contextual_backbone_has_two_encoders_and_reads_its_context_with_every_text(good: list[str]) -> None:
+    lengths = ("encoder.max_query_length=64", "encoder.max_document_length=64")
+    sizes = ("backbone=contextual", "backbone.num_context=6", "backbone.num_prompts=2")
+    one, two = (make_plan(config(good, *lengths, *more), world=1) for more in ((), sizes))
+    around = 2 * (32 * 32 + 32) + (32 * 32 + 32) + (32 * 64 + 64) + 32  # of the context, the learned vectors, the null vector
+    assert two.parameters.total == 2 * one.parameters.total + around
+    assert two.tokens_per_step == one.tokens_per_step + 16 * 4 * (6 + 2)  # 16 queries with 3 documents each
+    assert two.outlay.flops_per_step > 2 * one.outlay.flops_per_step
+
+
+def test_ranks_that_share_no_negatives_have_a_neighbourhood_each(good: list[str]) -> None:
+    settings = ("training.gather=false", "neighbourhoods@data.neighbourhoods=kmeans")
+    plan = make_plan(config(good, *settings), world=4)
+    assert plan.negatives is not None
+    assert (plan.negatives.hard, plan.negatives.in_batch, plan.negatives.cross_device) == (2, 3 * 3, 0)
+    assert "clusters: pairs 13" in str(plan.neighbourhoods)  # 50 rows, 4 of a rank
+    with pytest.raises(EmbedtrainError, match=r"multiple of 3"):
+        make_plan(config(good, *settings), world=3)

@@ -332,7 +332,7 @@ class Sampler:
                 _check_classes(name, self.batch_sizes[number], per_label, self.mixture.indexes[number])
             if name in self.clusters:
                 _check_clusters(name, self.clusters[name], int(self.mixture.sizes[number]), per_label, one_source)
-                _check_slices(name, self.batch_sizes[number], self.softmaxes)
+                check_slices(name, self.batch_sizes[number], self.softmaxes)
         what = "parts" if self.is_of_parts else "batches"
         filled = [batch // self.sources_per_batch for batch in self.batch_sizes]
         short = [
@@ -431,7 +431,8 @@ def _check_clusters(name: str, clusters: Ints, rows: int, per_label: int | None,
         )
 
 
-def _check_slices(name: str, batch: int, softmaxes: tuple[int, int]) -> None:
+def check_slices(name: str, batch: int, softmaxes: tuple[int, int]) -> None:
+    """Raises ConfigError where the batches of a source that are neighbourhoods cannot be shared out equally."""
     micro, ranks = softmaxes
     if batch % (micro * ranks):
         raise ConfigError(

@@ -102,7 +102,8 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "__main__": {"cli"},
-    "cli": {
+    "cli": {"errors", "config", "commands"},
+    "commands": {
         "errors",
         "config",
         "distributed",

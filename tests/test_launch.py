@@ -21,9 +21,9 @@ LAUNCH = sorted(
 
 RANKS = """
 import os
-from embedtrain.cli import _join_ranks
+from embedtrain.commands.common import join_ranks
 from embedtrain import distributed
-_join_ranks()
+join_ranks()
 os.write(1, f"ranks {distributed.gather_objects(distributed.rank())};".encode())  # one write: the ranks share a pipe
 distributed.shutdown()
 """

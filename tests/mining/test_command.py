@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from embedtrain import cli, log
+from embedtrain.commands.mine import FORMATS
 from embedtrain.config.build import build
 from embedtrain.config.compose import ROOT, compose_config
 from embedtrain.config.validate import validate_mining
@@ -102,7 +103,7 @@ def test_rows_report_and_config_are_written_and_said(model, capsys):
 
 @pytest.mark.parametrize("form", list(WRITERS))
 def test_each_format_gives_the_same_rows_again(model, form, before, capsys):
-    assert tuple(WRITERS) == cli.FORMATS
+    assert tuple(WRITERS) == FORMATS
     expected = rows_of(f"{before}/mined/pairs.jsonl")
     assert cli.main(words(model, f"format={form}", f"miner.store={before}/runs/embeddings", output="as")) == 0
     printed = capsys.readouterr().out

@@ -49,6 +49,7 @@ def build_encoder(config: Mapping[str, Any]) -> Encoder:
         max_document_length=settings["max_document_length"],
         append_eos=getattr(pooling, "reads_last_token", False) if append_eos is None else append_eos,
         query_augmentation=settings["query_augmentation"],
+        attend_to_masks=settings["attend_to_masks"],
         closing_ids=closing_ids(pooling),
     )
     encoder = Encoder(

@@ -75,6 +75,7 @@ class RaggedTokens:
     `spans[n]` is the flat range of the tokens that pooling may read; it leaves out the instruction where that is asked.
     A document that is embedded chunk by chunk but read as a whole (late chunking) has a span for each chunk, and an encoder
     makes an embedding of each span.
+    The last `unseen[n]` tokens of text n see the others and are seen by no token, not by themselves either: masks behind a query.
     `offsets` and `spans` always stay on the CPU, since shapes are made from them; `ids` travels to the device.
     """
 
@@ -83,6 +84,7 @@ class RaggedTokens:
     spans: Tensor  # [N, 2] int64, CPU
     is_query: Tensor | None = None  # [N] bool, CPU, for heads that treat roles differently; None: not known
     span_offsets: Tensor | None = None  # [N + 1] int64, CPU: whose spans they are; None: each text has one span
+    unseen: Tensor | None = None  # [N] int64, CPU; None: every token is seen
 
     @classmethod
     def from_lists(
@@ -134,7 +136,9 @@ class RaggedTokens:
             span_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
             shift = torch.repeat_interleave(shift, counts)
         ids = self.ids[flat.to(self.ids.device)]
-        return RaggedTokens(ids, offsets, self.spans[self.spans_of(index)] - shift[:, None], is_query, span_offsets)
+        unseen = None if self.unseen is None else self.unseen[index]
+        spans = self.spans[self.spans_of(index)] - shift[:, None]
+        return RaggedTokens(ids, offsets, spans, is_query, span_offsets, unseen)
 
     def spans_of(self, index: Tensor) -> Tensor:
         """The spans of the texts at `index` [M], CPU, in that order: what an encoder makes an embedding of each."""
@@ -163,7 +167,12 @@ class RaggedTokens:
             torch.cat([p.spans + s for p, s in zip(parts, starts, strict=False)]),
             None if any(p.is_query is None for p in parts) else torch.cat([p.is_query for p in parts]),  # type: ignore[misc]
             None if all(p.span_offsets is None for p in parts) else _span_offsets(parts),
+            None if all(p.unseen is None for p in parts) else torch.cat([_unseen(p) for p in parts]),
         )
+
+
+def _unseen(tokens: RaggedTokens) -> Tensor:
+    return torch.zeros(len(tokens), dtype=torch.int64) if tokens.unseen is None else tokens.unseen
 
 
 def _span_offsets(parts: Sequence[RaggedTokens]) -> Tensor:

@@ -9,7 +9,7 @@
 A padded model whose attention has a bias by position runs transformers' own mask through `biased_attention`, under `BIASED`.
 
 Kernels by device: CPU -> `grouped_attention`; CUDA -> `torch.nn.attention.varlen` (flash attention, fp16 and bf16, no
-dropout, no bias by position); everything else -> `padded_attention`.
+dropout, no bias by position, all tokens seen); everything else -> `padded_attention`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from embedtrain.backbones.grouped_attention import grouped_attention
-from embedtrain.backbones.padded_attention import padded_attention
+from embedtrain.backbones.padded_attention import padded_attention, sees_nothing
 from embedtrain.backbones.position_bias import Alibi, PositionBias, padded_bias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
@@ -85,7 +85,7 @@ def ragged_attention(
         raise UnsupportedByRaggedKernel("it makes its attention mask by itself")
     if alibi_slopes is not None:
         bias = Alibi(alibi_slopes)
-    kernel = _kernel_for(query, dropout, bias)
+    kernel = _kernel_for(query, dropout, bias, layout)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     options = {"layout": layout, "visibility": attention_mask, "scale": scale, "dropout": dropout, "bias": bias}
     out = kernel(query[0], key[0], value[0], **options)
@@ -109,34 +109,34 @@ def biased_attention(
 
     attention_mask: true where a query sees a key, [N, 1, T, T]; None: everywhere.
     """
-    longest = query.shape[2]
     mask = attention_mask
     if bias is not None:
         mask = padded_bias(bias, layout, query.device, query.dtype)
         if attention_mask is not None:
-            itself = torch.eye(longest, dtype=torch.bool, device=query.device)  # see padded_attention.py
-            mask = mask.masked_fill(~(attention_mask | itself), float("-inf"))
+            mask = mask.masked_fill(~(attention_mask | sees_nothing(attention_mask)), float("-inf"))
     if query.shape[1] != key.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _kernel_for(query: Tensor, dropout: float, bias: PositionBias | None) -> Callable[..., Tensor]:
+def _kernel_for(
+    query: Tensor, dropout: float, bias: PositionBias | None, layout: RaggedLayout
+) -> Callable[..., Tensor]:
     if query.device.type == "cpu":
         return grouped_attention
     half = query.dtype in (torch.float16, torch.bfloat16)
     width = query.shape[-1]
     if query.device.type == "cuda" and _varlen and half and dropout == 0 and width % 8 == 0 and width <= 256:
-        if bias is None:
+        if bias is None and layout.seen is None:
             return _varlen_attention
-        _tell_of_bias()
+        _tell_of("a bias by position" if layout.seen is None else "tokens that no token sees")
     return padded_attention
 
 
 @cache
-def _tell_of_bias() -> None:
-    log.info("attention with a bias by position is padded on CUDA: its variable-length kernel takes none")
+def _tell_of(what: str) -> None:
+    log.info("attention with %s is padded on CUDA: its variable-length kernel has none", what)
 
 
 def _varlen_attention(
@@ -153,6 +153,7 @@ def _varlen_attention(
     """Flash attention over texts of any lengths, as torch ships it. Query `[heads, S, d]` -> `[S, heads, d]`."""
     assert dropout == 0, "varlen_attn has no dropout"
     assert bias is None, "varlen_attn has no bias"
+    assert layout.seen is None, "varlen_attn has one length of queries and keys here"
     cumulative = layout.cumulative(query.device)
     window = tuple(-1 if limit is None else limit for limit in (visibility.left, visibility.right))
     query, key, value = (x.transpose(0, 1).contiguous() for x in (query, key, value))

@@ -144,6 +144,11 @@ class BridgeBackbone(nn.Module):
 
     def connect(self, tokens: RaggedTokens) -> Woven:
         """What the language model reads of N texts: of each its connected states, then the learned tokens."""
+        if tokens.unseen is not None:
+            raise ConfigError(
+                "encoder.attend_to_masks=false: between a query and the learned tokens of a bridge there would be masks that no "
+                "token sees. Set it to true, or encoder.query_augmentation=null."
+            )
         connected = self.connector(self.encoder(tokens))
         learned = self.connector.learned.to(connected.dtype).repeat(len(tokens), 1)
         ends = torch.arange(len(tokens) + 1) * self.connector.num_learned

@@ -190,7 +190,7 @@ class _Places:
         self.order[self.front.flatten()] = torch.arange(texts * front)
         self.order[self.texts] = texts * front + torch.arange(size)
         ids = torch.zeros(1, dtype=torch.int64, device=tokens.ids.device).expand(total)  # none is read
-        self.wide = RaggedTokens(ids, offsets, torch.stack([offsets[:-1], offsets[1:]], dim=1))
+        self.wide = RaggedTokens(ids, offsets, torch.stack([offsets[:-1], offsets[1:]], dim=1), unseen=tokens.unseen)
 
     def positions(self, context: int, start: int) -> Tensor:
         """[F N + S]: 0 for the context, then on from `start`."""

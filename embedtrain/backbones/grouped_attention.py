@@ -53,9 +53,9 @@ class _GroupedAttention(torch.autograd.Function):
         keeps: list[Tensor] = []
         rescale = 1.0
         with torch.autocast("cpu", enabled=False):
-            for group in layout.groups:
+            for number, group in enumerate(layout.groups):
                 q, k, v = (_gather(x, group, heads) for x in (query, key, value))
-                rules = _Rules.of(group, visibility, bias, q.dtype)
+                rules = _Rules.of(layout, number, visibility, bias, q.dtype)
                 o = torch.empty_like(v)
                 for tile, p in _tiles(q, k, scale, rules):
                     if dropout > 0:
@@ -76,14 +76,14 @@ class _GroupedAttention(torch.autograd.Function):
         gradients = [x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (query, key, value)]
         keep_of_tile = iter(keeps)
         with torch.autocast("cpu", enabled=False):
-            for group in layout.groups:
+            for number, group in enumerate(layout.groups):
                 q, k, v = (_gather(x, group, heads) for x in (query, key, value))
                 do, o = (_gather(x.transpose(0, 1), group, heads) for x in (grad, out))
                 delta = (do * o).sum(-1, keepdim=True)
                 do.mul_(rescale)  # the factor of the kept probabilities, once for dV and dP
                 dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
                 ds_buffer = _buffer(q)
-                for tile, p in _tiles(q, k, scale, _Rules.of(group, visibility, bias, q.dtype)):
+                for tile, p in _tiles(q, k, scale, _Rules.of(layout, number, visibility, bias, q.dtype)):
                     ds = torch.bmm(do[tile], v[tile].transpose(1, 2), out=ds_buffer[: p.shape[0]])
                     if keeps:
                         keep = next(keep_of_tile)
@@ -126,12 +126,14 @@ class _Rules:
     forbidden: Tensor | None  # [L, L], true where a query may not see a key
     pattern: Tensor | None  # [L, L], added
     factors: Tensor | None  # [texts * heads], by which the pattern is multiplied first
+    unseen: Tensor | None  # [texts, 1, L], true for a key that no query of its text may see
 
     @staticmethod
     def of(
-        group: tuple[int, int, int], visibility: Visibility, bias: PositionBias | None, dtype: torch.dtype
+        layout: RaggedLayout, number: int, visibility: Visibility, bias: PositionBias | None, dtype: torch.dtype
     ) -> _Rules:
-        _, texts, length = group
+        """Of the group `number` of the layout."""
+        _, texts, length = layout.groups[number]
         cpu = torch.device("cpu")
         allowed = visibility.mask(length, cpu)
         factors = None if bias is None else bias.factors
@@ -139,6 +141,7 @@ class _Rules:
             forbidden=None if allowed is None else ~allowed,
             pattern=None if bias is None else bias.pattern(length, cpu, dtype),
             factors=None if factors is None else torch.tensor(factors, dtype=dtype).repeat(texts),
+            unseen=_unseen(layout, number),
         )
 
     def put_bias(self, scores: Tensor, tile: slice) -> None:
@@ -148,6 +151,15 @@ class _Rules:
             scores.copy_(self.pattern)
         else:
             torch.mul(self.pattern, self.factors[tile, None, None], out=scores)
+
+
+def _unseen(layout: RaggedLayout, number: int) -> Tensor | None:
+    if layout.seen is None:
+        return None
+    before = sum(texts for _, texts, _ in layout.groups[:number])
+    _, texts, length = layout.groups[number]
+    seen = torch.tensor(layout.seen[before : before + texts])
+    return None if bool((seen == length).all()) else torch.arange(length) >= seen[:, None, None]
 
 
 def _buffer(q: Tensor) -> Tensor:
@@ -168,5 +180,10 @@ def _tiles(q: Tensor, k: Tensor, scale: float, rules: _Rules) -> Iterator[tuple[
         torch.baddbmm(p, q[tile], k[tile].transpose(1, 2), beta=kept, alpha=scale, out=p)
         if rules.forbidden is not None:
             p.masked_fill_(rules.forbidden, float("-inf"))
+        if rules.unseen is not None:
+            heads = q.shape[0] // rules.unseen.shape[0]
+            p.masked_fill_(rules.unseen[torch.arange(q.shape[0])[tile] // heads], float("-inf"))
         torch.softmax(p, -1, out=p)
+        if rules.unseen is not None and rules.forbidden is not None:
+            p.nan_to_num_(0.0)  # a query whose window holds no key that is seen
         yield tile, p

@@ -41,7 +41,7 @@ def padded_states(
         padded = {"inputs_embeds": read.new_zeros(*mask.shape, read.shape[1]).index_put((mask,), read)}
     if positions is not None:
         padded["position_ids"] = positions.new_zeros(mask.shape).masked_scatter(mask, positions)
-    output = model(**padded, attention_mask=mask.long(), **options)
+    output = model(**padded, attention_mask=layout.keys(device).long(), **options)
     states = output.hidden_states if options.get("output_hidden_states") else [output.last_hidden_state]
     found = [state[mask] for state in states]
     if options.get("output_router_logits"):

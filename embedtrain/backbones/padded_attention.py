@@ -14,6 +14,15 @@ from embedtrain.backbones.position_bias import PositionBias, padded_bias
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
 
+def sees_nothing(allowed: Tensor) -> Tensor:
+    """Of `allowed` [.., T, T], query by key, each query that sees no key, as seeing itself.
+
+    Its row would be NaN, and NaN times a zero gradient is NaN. Such are queries of padding beside a window.
+    """
+    itself = torch.eye(allowed.shape[-1], dtype=torch.bool, device=allowed.device)
+    return itself & ~allowed.any(-1, keepdim=True)
+
+
 def padded_attention(
     query: Tensor,
     key: Tensor,
@@ -32,13 +41,12 @@ def padded_attention(
     text = torch.repeat_interleave(torch.arange(len(layout.lengths), device=device), lengths)
     longest = layout.longest
 
-    real = torch.arange(longest, device=device) < lengths[:, None]  # [N, T]
-    allowed = real[:, None, :].expand(-1, longest, -1)
+    allowed = layout.keys(device)[:, None, :].expand(-1, longest, -1)  # [N, T, T]
     within = visibility.mask(longest, device)
     if within is not None:
         allowed = allowed & within
-    # A padded query sees itself: a row that sees nothing would be NaN, and NaN times a zero gradient is NaN.
-    allowed = allowed | torch.eye(longest, dtype=torch.bool, device=device)
+    blind = sees_nothing(allowed)
+    allowed = allowed | blind
 
     mask = allowed[:, None]  # [N, 1, T, T]; with a bias [N, heads or 1, T, T], numbers
     if bias is not None:
@@ -58,4 +66,6 @@ def padded_attention(
         dropout_p=dropout,
         scale=scale,
     )
+    if layout.seen is not None:
+        out = out.masked_fill(blind.any(-1)[:, None, :, None], 0.0)
     return out.transpose(1, 2)[text, position]

@@ -8,12 +8,22 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from embedtrain.types import RaggedTokens
+
 
 @dataclass(frozen=True)
 class RaggedLayout:
     """Where N texts lie in a flat run of S tokens. Plain numbers: it passes through a model without touching a device."""
 
     lengths: tuple[int, ...]  # tokens of each text
+    seen: tuple[int, ...] | None = None  # of them, how many at its start are seen by its tokens; None: all
+
+    @classmethod
+    def of(cls, tokens: RaggedTokens) -> RaggedLayout:
+        seen = None
+        if tokens.unseen is not None and bool(tokens.unseen.any()):
+            seen = tuple((tokens.lengths - tokens.unseen).tolist())
+        return cls(tuple(tokens.lengths.tolist()), seen)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -42,6 +52,11 @@ class RaggedLayout:
             else:
                 runs.append((start, 1, length))
         return tuple(runs)
+
+    def keys(self, device: torch.device) -> Tensor:
+        """[N, T], true for the tokens of each text that its tokens see."""
+        lengths = torch.tensor(self.lengths if self.seen is None else self.seen, device=device)
+        return torch.arange(self.longest, device=device) < lengths[:, None]
 
     def positions(self, device: torch.device) -> Tensor:
         """0, 1, 2, ... within each text, [S]."""

@@ -192,7 +192,7 @@ class TransformerBackbone(nn.Module):
         """`positions` [S], CPU, of each token in place of 0, 1, 2, ... in each text."""
         wanted = {"output_hidden_states": all_layers, "output_router_logits": routing}
         options = {name: True for name, is_wanted in wanted.items() if is_wanted}
-        layout = RaggedLayout(tuple(tokens.lengths.tolist()))
+        layout = RaggedLayout.of(tokens)
         if positions is None:
             refuse_longer(layout.longest, self.longest_text, self.name)
         if len(layout.groups) == len(set(layout.lengths)):  # as chunks come: equal lengths are neighbours
@@ -202,7 +202,7 @@ class TransformerBackbone(nn.Module):
         flat = RaggedTokens(torch.arange(tokens.num_tokens), tokens.offsets, tokens.spans).select(order).ids
         positions = None if positions is None else positions[flat]
         flat = flat.to(tokens.ids.device)
-        layout = RaggedLayout(tuple(grouped.lengths.tolist()))
+        layout = RaggedLayout.of(grouped)
         states = self._run(grouped.ids if inputs is None else inputs[flat], layout, options, positions)
         back = torch.argsort(flat)
         return [state[back] for state in states]

@@ -73,6 +73,9 @@ class EncoderConfig:
         "Fill queries up to this many tokens with [MASK], as ColBERT does; null: leave them. Unit: tokens.",
         at_least=1,
     )
+    attend_to_masks: bool = setting(
+        True, "Whether tokens see the masks of query_augmentation; in ColBERT's code and in PyLate none does."
+    )
     views: dict[str, Any] = setting(
         {}, "Further embeddings of each text by name, for losses that read several: pooling components."
     )

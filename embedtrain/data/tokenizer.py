@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from embedtrain.data.prompts import PLACEHOLDER, Prompts
 from embedtrain.errors import ConfigError, DataError
@@ -39,8 +42,9 @@ class TextTokenizer:
     max_document_length   tokens of a text with its prompt and special tokens
     append_eos            the last token of every text is EOS; for pooling that reads the last token
     query_augmentation    queries shorter than this many tokens are filled with [MASK] behind their end, as in ColBERT
-                          (arXiv:2004.12832, section 3.2). All tokens see the masks, as PyLate has it with
-                          `attend_to_expansion_tokens`; in ColBERT's code only the masks themselves do.
+                          (arXiv:2004.12832, section 3.2)
+    attend_to_masks       whether tokens see these masks. In ColBERT's code and in PyLate none does, unless told to: a mask
+                          then has a vector and is in nobody else's.
     closing_ids           by role, ids put behind every text, the last of it: learned tokens
 
     Raises ConfigError when the tokenizer is slow, has no EOS or no mask, or cannot fit one token of text into a maximum length.
@@ -55,6 +59,7 @@ class TextTokenizer:
         max_document_length: int,
         append_eos: bool = False,
         query_augmentation: int | None = None,
+        attend_to_masks: bool = True,
         closing_ids: Mapping[Role, Sequence[int]] | None = None,
     ) -> None:
         if not tokenizer.is_fast:
@@ -73,6 +78,7 @@ class TextTokenizer:
         self._ids_behind: dict[str, list[int]] = {"": []}
         self._num_closing = self._closing_special_tokens()
         self.query_augmentation = query_augmentation
+        self.attend_to_masks = attend_to_masks
         self.closing_ids: dict[Role, list[int]] = {role: list(ids) for role, ids in (closing_ids or {}).items()}
         for role, length in self.max_length.items():
             self.check_length(role, length)
@@ -112,15 +118,18 @@ class TextTokenizer:
                 self._prompt_tokens(before, text, encoding, len(one), f"max_{role}_length={limit}")
                 for (before, _), text, encoding, one, limit in zip(prompts, joined, encodings, ids, limits, strict=True)
             ]
+        unseen = None
         if role == "query" and self.query_augmentation is not None:
-            ids = [one + [self.hf.mask_token_id] * (self.query_augmentation - len(one)) for one in ids]
+            masks = [max(0, self.query_augmentation - len(one)) for one in ids]
+            ids = [one + [self.hf.mask_token_id] * count for one, count in zip(ids, masks, strict=True)]
+            unseen = None if self.attend_to_masks else torch.tensor(masks)
         ids = [one + closing for one in ids]
         if not self.prompts.pool_prompt and any(behind):
             left_out = [
                 self._left_out(encoding, one, own, skipped)
                 for encoding, one, own, skipped in zip(encodings, ids, behind, skip or [0] * len(ids), strict=True)
             ]
-        return RaggedTokens.from_lists(ids, skip, role, left_out), truncated
+        return replace(RaggedTokens.from_lists(ids, skip, role, left_out), unseen=unseen), truncated
 
     def around(
         self,

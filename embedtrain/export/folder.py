@@ -56,6 +56,7 @@ class ModelFolder:
     max_query_length: int | None = None  # tokens; None: as long as model and tokenizer allow
     max_document_length: int | None = None
     query_augmentation: int | None = None  # tokens
+    attend_to_masks: bool = True  # whether tokens see the masks of that
     append_eos: bool = False  # texts end in EOS, whatever the pooling reads and the tokenizer does itself
     lower_case: bool = False  # the texts, beyond what the tokenizer does itself
     dim: int | None = None  # the first so many of the embedding (Matryoshka); None: all
@@ -82,6 +83,7 @@ def read_model_folder(path: str | Path) -> ModelFolder:
     if first is None:
         raise CheckpointError(f"{path}/modules.json: expected a Transformer first, got {_names(steps) or 'nothing'}.")
     settings = _transformer_settings(first, kind)
+    augmentation, attend_to_masks = read_query_expansion(settings, first / "sentence_bert_config.json")
     bridge = steps.pop(0)[1] if steps and steps[0][0] == layout.BRIDGE else None
     if language_model:
         settings["transformer_task"] = "fill-mask"
@@ -106,7 +108,8 @@ def read_model_folder(path: str | Path) -> ModelFolder:
         prompts={name: prompt or "" for name, prompt in model.get("prompts", {}).items()} | read_templates(path),
         max_query_length=settings.get("query_length") or settings.get("max_seq_length"),
         max_document_length=settings.get("document_length") or settings.get("max_seq_length"),
-        query_augmentation=read_query_expansion(settings, first / "sentence_bert_config.json"),
+        query_augmentation=augmentation,
+        attend_to_masks=attend_to_masks,
         append_eos=_appends_eos(first),
         lower_case=bool(settings.get("do_lower_case")),
         dim=model.get("truncate_dim"),

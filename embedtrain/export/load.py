@@ -281,6 +281,7 @@ def _text_tokenizer(
         append_eos=model.append_eos
         or (getattr(pooling, "reads_last_token", False) and any(ends_with(tokenizer, t) for t in closing)),
         query_augmentation=model.query_augmentation,
+        attend_to_masks=model.attend_to_masks,
         closing_ids=closing_ids(pooling),
     )
 

@@ -69,21 +69,24 @@ def write_multi_vector(
 
 def query_expansion(encoder: Encoder) -> dict[str, Any]:
     """The key of sentence_bert_config.json for queries that are filled with masks; empty where they are not."""
-    length = encoder.tokenizer.query_augmentation
-    return {} if length is None else {"query_expansion": {"strategy": "min", "attend": True, "length": length}}
+    length, attend = encoder.tokenizer.query_augmentation, encoder.tokenizer.attend_to_masks
+    return {} if length is None else {"query_expansion": {"strategy": "min", "attend": attend, "length": length}}
 
 
-def read_query_expansion(settings: Mapping[str, Any], file: Path) -> int | None:
-    """Tokens that queries are filled up to. Raises CheckpointError for a way of filling that is not ours."""
+def read_query_expansion(settings: Mapping[str, Any], file: Path) -> tuple[int | None, bool]:
+    """Tokens that queries are filled up to, and whether tokens see what fills them.
+
+    Raises CheckpointError for a way of filling that is not ours.
+    """
     expansion = settings.get("query_expansion")
     if expansion is None:
-        return None
-    if expansion.get("strategy") != "min" or not expansion.get("attend") or expansion.get("token") is not None:
+        return None, True
+    if expansion.get("strategy") != "min" or expansion.get("token") is not None:
         raise CheckpointError(
-            f"{file}: query_expansion {expansion} cannot be read; ours fills queries with masks that all tokens see, and cuts "
-            "none: strategy min, attend true, no token."
+            f"{file}: query_expansion {expansion} cannot be read; ours fills queries with masks, and cuts none: strategy min, "
+            "no token."
         )
-    return int(expansion["length"])
+    return int(expansion["length"]), bool(expansion.get("attend", False))
 
 
 def read_multi_vector(steps: list[tuple[str, Path]]) -> tuple[dict[str, Any], list[Path], bool]:

@@ -65,6 +65,7 @@ def _one_length(tokenizer: TextTokenizer) -> TextTokenizer:
         max_document_length=longest,
         append_eos=tokenizer.append_eos,
         query_augmentation=tokenizer.query_augmentation,
+        attend_to_masks=tokenizer.attend_to_masks,
         closing_ids=tokenizer.closing_ids,
     )
 

@@ -53,6 +53,7 @@ def _identity(encoder: Encoder) -> dict[str, Any]:
         "tokenizer": _tokenizer_hash(tokenizer),
         "closing_ids": {role: list(ids) for role, ids in sorted(tokenizer.closing_ids.items())},
         "query_augmentation": tokenizer.query_augmentation,
+        "attend_to_masks": tokenizer.attend_to_masks,
         "max_query_length": tokenizer.max_length["query"],
         "max_document_length": tokenizer.max_length["document"],
         "pool_prompt": tokenizer.prompts.pool_prompt,

@@ -15,6 +15,7 @@ from embedtrain.backbones.position_bias import Alibi
 from embedtrain.backbones.ragged import RaggedLayout, Visibility
 
 LENGTHS = (7, 7, 7, 4, 3, 3, 1)
+SEEN = (7, 2, 4, 3, 3, 1, 1)  # tokens at the start of each text that its tokens see
 HEADS, WIDTH, SCALE = 4, 5, 0.7
 FULL, CAUSAL = Visibility(), Visibility(right=0)
 WINDOWS = [FULL, CAUSAL, Visibility(left=2, right=0), Visibility(left=2, right=2), Visibility(left=100, right=1)]
@@ -27,14 +28,21 @@ def inputs(kv_heads=HEADS, dtype=torch.float64):
     return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
 
 
-def slow(q, k, v, visibility, keep=None, bias=lambda head, i, j, length: 0.0):
-    """softmax(scale q k' + bias) v for each text, head, query. `keep` [text][head]: factors on the probabilities."""
+def slow(q, k, v, visibility, keep=None, bias=lambda head, i, j, length: 0.0, seen_of=LENGTHS):
+    """softmax(scale q k' + bias) v for each text, head, query. `keep` [text][head]: factors on the probabilities.
+
+    seen_of: tokens of each text that are seen; a query that sees none has zeros.
+    """
     out, start = [], 0
     for text, length in enumerate(LENGTHS):
         rows = []
         for i in range(start, start + length):
             left = start if visibility.left is None else max(start, i - visibility.left)
-            right = start + length - 1 if visibility.right is None else min(start + length - 1, i + visibility.right)
+            last = start + seen_of[text] - 1
+            right = last if visibility.right is None else min(last, i + visibility.right)
+            if right < left:
+                rows.append(v.new_zeros(HEADS, v.shape[2]))
+                continue
             seen = slice(left, right + 1)
             heads = []
             for head in range(HEADS):
@@ -56,11 +64,12 @@ def slow(q, k, v, visibility, keep=None, bias=lambda head, i, j, length: 0.0):
     ("attention", "tile"),
     [(grouped_attention, 1), (grouped_attention, 100), (grouped_attention, 1 << 18), (padded_attention, None)],
 )
-def test_values_and_gradients_are_those_of_the_formula(visibility, kv_heads, attention, tile, monkeypatch):
+@pytest.mark.parametrize("seen", [None, SEEN], ids=["all seen", "some unseen"])
+def test_values_and_gradients_are_those_of_the_formula(visibility, kv_heads, attention, tile, seen, monkeypatch):
     monkeypatch.setattr(kernel, "_TILE", tile)
     q, k, v = inputs(kv_heads)
-    out = attention(q, k, v, layout=RaggedLayout(LENGTHS), visibility=visibility, scale=SCALE)
-    expected = slow(q, k, v, visibility)
+    out = attention(q, k, v, layout=RaggedLayout(LENGTHS, seen), visibility=visibility, scale=SCALE)
+    expected = slow(q, k, v, visibility, seen_of=seen or LENGTHS)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
     ours = torch.autograd.grad((out * upstream).sum(), (q, k, v))
@@ -118,11 +127,13 @@ def test_a_bias_by_head_and_distance_is_in_values_and_gradients(visibility, kv_h
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_on_cuda_the_variable_length_kernel_is_left_to_attention_without_a_bias(monkeypatch):
+def test_on_cuda_the_variable_length_kernel_is_left_to_attention_without_bias_or_unseen_tokens(monkeypatch):
     monkeypatch.setattr(choice, "_varlen", object())
     query = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(4, 9, 64))
-    assert choice._kernel_for(query, 0.0, None) is choice._varlen_attention
-    assert choice._kernel_for(query, 0.0, Alibi(SLOPES)) is padded_attention
+    layout = RaggedLayout(LENGTHS)
+    assert choice._kernel_for(query, 0.0, None, layout) is choice._varlen_attention
+    assert choice._kernel_for(query, 0.0, Alibi(SLOPES), layout) is padded_attention
+    assert choice._kernel_for(query, 0.0, None, RaggedLayout(LENGTHS, SEEN)) is padded_attention
 
 
 def test_gradcheck_with_dropout(monkeypatch):

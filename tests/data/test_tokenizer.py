@@ -16,7 +16,14 @@ TEXTS = ["a short text", "naïve café über 東京 🙂", "one two three four f
 
 
 def tokenizer(
-    hf=None, *, query_length=16, document_length=32, append_eos=False, query_augmentation=None, **prompts
+    hf=None,
+    *,
+    query_length=16,
+    document_length=32,
+    append_eos=False,
+    query_augmentation=None,
+    attend_to_masks=True,
+    **prompts,
 ) -> TextTokenizer:
     return TextTokenizer(
         tokenizer=copy.deepcopy(hf or minilm()),
@@ -25,6 +32,7 @@ def tokenizer(
         max_document_length=document_length,
         append_eos=append_eos,
         query_augmentation=query_augmentation,
+        attend_to_masks=attend_to_masks,
     )
 
 
@@ -180,6 +188,19 @@ def test_short_queries_are_filled_with_masks_and_documents_are_not():
     assert filled.lengths.tolist() == [12, 12, 16]
     documents = [tokenizer(query_augmentation=n).encode(TEXTS, role="document")[0] for n in (None, 12)]
     assert lists(documents[0]) == lists(documents[1])
+
+
+def test_masks_that_no_token_sees_are_counted_and_travel_with_their_text():
+    one = tokenizer(query_augmentation=12, attend_to_masks=False)
+    plain, _ = tokenizer().encode(TEXTS, role="query")
+    filled, _ = one.encode(TEXTS, role="query")
+    masks = (filled.lengths - plain.lengths).tolist()
+    assert filled.unseen.tolist() == masks
+    documents, _ = one.encode(TEXTS[:2], role="document")
+    assert documents.unseen is None
+    both = RaggedTokens.cat([documents, filled])
+    assert both.unseen.tolist() == [0, 0, *masks]
+    assert both.select(torch.tensor([4, 0, 2])).unseen.tolist() == [masks[2], 0, masks[0]]
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,13 @@ from tests.export.test_sentence_transformers import PROBES, make_adapters_matter
 TEXTS = ["a cat, a dog.", "The quick (brown) fox!", "long words " * 30, "Straße 東京", "."]
 
 
-def with_head(tmp_path, kind, architecture="bert", *, views=None, query_augmentation=None, **options):
+def with_head(tmp_path, kind, architecture="bert", *, views=None, query_augmentation=None, attend_to_masks=True, **options):
     """A tiny encoder with a head of this kind; its options are those that the kind names."""
     names = kind.__init__.__kwdefaults__ or {}
     own = {name: options.pop(name) for name in list(options) if name in names or name in ("layers", "pooling")}
     model = tiny_encoder(tmp_path, architecture, MeanPooling(), **{"append_eos": False, **options})
     model.tokenizer.query_augmentation = query_augmentation
+    model.tokenizer.attend_to_masks = attend_to_masks
     torch.manual_seed(3)
     rebuilt = type(model)(
         backbone=model.backbone,
@@ -65,6 +66,13 @@ def build(model, kind, **own):
 CASES = {
     "colbert": {"kind": MultiVectorPooling, "dim": 8},
     "colbert with masks": {"kind": MultiVectorPooling, "dim": 8, "query_augmentation": 12},
+    "colbert with masks that no token sees": {
+        "kind": MultiVectorPooling,
+        "dim": 8,
+        "query_augmentation": 12,
+        "attend_to_masks": False,
+        "architecture": "modernbert",
+    },
     "colbert of a decoder": {
         "kind": MultiVectorPooling,
         "dim": 8,
@@ -164,6 +172,8 @@ def assert_read_back(encoder, loaded):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)  # adapters merged, or beside the weights
     assert type(loaded.pooling) is type(encoder.pooling)
     assert loaded.tokenizer.query_augmentation == encoder.tokenizer.query_augmentation
+    if encoder.tokenizer.query_augmentation is not None:
+        assert loaded.tokenizer.attend_to_masks == encoder.tokenizer.attend_to_masks
 
 
 @pytest.mark.usefixtures("in_process")

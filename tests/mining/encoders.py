@@ -12,7 +12,7 @@ from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
 from embedtrain.pooling.mean import MeanPooling
 
-TOKENS = ("append_eos", "query_augmentation", "closing_ids")
+TOKENS = ("append_eos", "query_augmentation", "attend_to_masks", "closing_ids")
 HEAD = ("normalize", "projection_dim")
 
 

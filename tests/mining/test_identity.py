@@ -76,6 +76,7 @@ CHANGES = {
     "a rule of the tokenizer": as_written,
     "closing ids": lambda e: e.tokenizer.closing_ids.update(query=[7], document=[8]),
     "query augmentation": lambda e: setattr(e.tokenizer, "query_augmentation", 12),
+    "masks that no token sees": lambda e: setattr(e.tokenizer, "attend_to_masks", False),
     "length of queries": lambda e: e.tokenizer.max_length.update(query=15),
     "length of documents": lambda e: e.tokenizer.max_length.update(document=25),
     "whether the prompt is pooled": lambda e: setattr(e.tokenizer.prompts, "pool_prompt", False),

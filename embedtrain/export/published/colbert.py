@@ -4,7 +4,7 @@
     artifact.metadata    dim, query_maxlen, doc_maxlen, query_token_id, doc_token_id, mask_punctuation, attend_to_mask_tokens
 
 A marker token stands behind CLS: `[unused0]` in queries, `[unused1]` in documents; here it is the prompt. Queries are filled
-with masks to query_maxlen and cut there. Unless `attend_to_mask_tokens`, no token sees the masks, which our attention cannot do.
+with masks to query_maxlen and cut there. Unless `attend_to_mask_tokens`, no token sees the masks.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ _DEFAULTS: dict[str, Any] = {
     "attend_to_mask_tokens": False,
     "dim": 128,
 }
-UNSEEN_MASKS = (
-    "queries are filled with masks that no token sees (attend_to_{name}: false), and here every token sees them. A run can start "
-    "from its weights and let them be seen: backbone.name={path} pooling=multi_vector encoder.query_augmentation={length}"
-)
 
 
 def read(path: Path) -> ModelFolder | None:
@@ -44,7 +40,6 @@ def read(path: Path) -> ModelFolder | None:
     written: dict[str, Any] = layout.read_json(metadata) if metadata.exists() else {}
     said = _DEFAULTS | {name: value for name, value in written.items() if value is not None and name in _DEFAULTS}
     length = said["query_maxlen"]
-    unseen = UNSEEN_MASKS.format(name="mask_tokens", path=path, length=length)
     return ModelFolder(
         path=path,
         transformer=path,
@@ -64,8 +59,8 @@ def read(path: Path) -> ModelFolder | None:
         max_query_length=length,
         max_document_length=said["doc_maxlen"],
         query_augmentation=length,
+        attend_to_masks=bool(said["attend_to_mask_tokens"]),
         similarity="maxsim",
-        unsupported=None if said["attend_to_mask_tokens"] else unseen,
     )
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from embedtrain.errors import CheckpointError
 from embedtrain.export import layout
 from embedtrain.export.folder import ModelFolder, PoolingFolder, model_settings
-from embedtrain.export.published.colbert import UNSEEN_MASKS
 from embedtrain.export.tensors import linear_map, map_size
 
 _DENSE = "pylate.models.Dense.Dense"
@@ -54,10 +53,8 @@ def read(path: Path) -> ModelFolder | None:
         max_query_length=length,
         max_document_length=said.get("document_length"),
         query_augmentation=length if filled else None,
+        attend_to_masks=bool(said.get("attend_to_expansion_tokens")),
         similarity="maxsim",
-        unsupported=UNSEEN_MASKS.format(name="expansion_tokens", path=path, length=length)
-        if filled and not said.get("attend_to_expansion_tokens")
-        else None,
     )
 
 

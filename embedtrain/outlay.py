@@ -15,8 +15,8 @@ Where the devices share out the weights (sharding.py), each has its part of the 
     gathered       two layers and all that is outside of layers in a step; in an evaluation, where there are no activations and no
                    gradients, the whole model. What is more, counted above what those two leave free
 
-"Tokens kept" is one chunk plus the uncached share of a micro-batch on one rank, every text at its maximum length: real
-texts are shorter, so this is an upper bound.
+"Tokens kept" is one chunk, or one text that is longer, plus the uncached share of a micro-batch on one rank, every text at its
+maximum length: real texts are shorter, so this is an upper bound. An objective keeps no chunk beyond its own pass.
 
 Operations of a step, where N are the weights that a token is multiplied with (all but the rows of embedding tables), N' those
 of them that train, L layers of width H, T the longest text and S the tokens of the step:
@@ -132,7 +132,9 @@ def estimate_memory(
     sharded_over: devices that share out the weights.
     """
     training, p = config["training"], parameters
-    kept = min(tokens, training["chunk_tokens"] + (1 - training["cached_share"]) * tokens)
+    longest = max(config["encoder"]["max_query_length"], config["encoder"]["max_document_length"])
+    share = 1.0 if config["objective"] else training["cached_share"]
+    kept = min(tokens, max(longest, training["chunk_tokens"]) + (1 - share) * tokens)
     width = 2 if training["mixed_precision"] in ("bf16", "fp16") else 4
     layer = (18 * p.hidden_size + 4 * p.inner_size) * width / 2
     per_token = p.layers * layer
@@ -157,7 +159,7 @@ def flops_per_step(config: Mapping[str, Any], parameters: Any, tokens: float) ->
     longest = max(config["encoder"]["max_query_length"], config["encoder"]["max_document_length"])
     longest += tokens_in_front(config["backbone"])
     forward = 2 * parameters.multiplied + 4 * parameters.layers * parameters.hidden_size * longest
-    recomputed = 1.0 if _checkpoints(config) else training["cached_share"]
+    recomputed = 1.0 if _checkpoints(config) else 0.0 if config["objective"] else training["cached_share"]
     passes = 1 + len(auxiliary_of(config))  # each objective beside a loss reads the texts once more
     return passes * tokens * (forward * (2 + recomputed) + 2 * parameters.multiplied_trainable)
 

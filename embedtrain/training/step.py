@@ -206,11 +206,8 @@ class ContrastiveStep:
         return again
 
     def _loss(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
-        return (
-            self._gathered(embeddings, batch, step, micro)
-            if self.gather
-            else self._alone(embeddings, batch, step, micro)
-        )
+        found = self._gathered if self.gather else self._alone
+        return found(embeddings, batch, step, micro)
 
     def _alone(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:
         """Of this rank's texts, as its share of the mean over the queries of all ranks."""
@@ -224,7 +221,10 @@ class ContrastiveStep:
         }
         output = self.loss(replace(own, teachers=taught))
         share = len(batch.queries) / float(distributed.sum_over_ranks(torch.tensor(float(len(batch.queries)))))
-        metrics = {name: share * value for name, value in output.metrics.items()}
+        # Ranks may have rows of other sources, and so other metrics: the sum over ranks wants the same of all.
+        nothing = torch.zeros((), device=self.device)
+        names = sorted(set().union(*distributed.gather_objects(list(output.metrics))))
+        metrics = {name: share * output.metrics.get(name, nothing) for name in names}
         return replace(output, loss=share * output.loss, metrics=metrics)
 
     def _gathered(self, embeddings: Embeddings, batch: TokenBatch, step: int, micro: int) -> LossOutput:

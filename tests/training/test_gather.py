@@ -15,7 +15,7 @@ from embedtrain.losses.infonce import InfoNCE
 from embedtrain.training.building import refuse_memory
 from embedtrain.training.step import ContrastiveStep
 from embedtrain.training.telemetry import batch_facts
-from embedtrain.types import EmbeddingBatch
+from embedtrain.types import EmbeddingBatch, LossOutput
 from tests.helpers.ranks import run_ranks
 from tests.training.test_step import BagEncoder, NaiveInfoNCE, error, gradients, make_batch
 
@@ -88,3 +88,18 @@ def remembers():
 def test_a_loss_that_remembers_is_refused_on_several_ranks():
     run_ranks(remembers, 2)
     refuse_memory(InfoNCE(extra={"memory": CrossBatchMemory(size=8)}))
+
+
+class NamesItsRank(NaiveInfoNCE):
+    """A metric that other ranks do not have, as a loss for each source has."""
+
+    def forward(self, batch: EmbeddingBatch) -> LossOutput:
+        output = super().forward(batch)
+        return LossOutput(output.loss, {f"of_{distributed.rank()}": output.loss.detach()})
+
+
+def test_metrics_of_one_rank_alone_are_logged_by_all():
+    found = run_ranks(one_step, 2, [5, 3], NamesItsRank(), 0.0, False)
+    for loss, metrics, _ in found:
+        assert sorted(metrics) == ["of_0", "of_1"]
+        assert sum(metrics.values()) == pytest.approx(loss, abs=1e-6)

@@ -56,7 +56,8 @@ class KMeans:
     operations for each iteration. A GPU is used where faiss was built for one.
 
     model             what embeds the rows, with its own prompts and lengths; None: the run's encoder, as it is at the start
-    rows_per_cluster  on average; None: the rows of a batch of the source
+    rows_per_cluster  on average; None: the rows that share negatives, which are a batch of the source, or with
+                      training.gather=false a rank's part of a micro-batch
     embed             query, positive (the first of the row) or both
     iterations        at most: k-means ends when no centroid moves
     seed              of the first centroids, and of the rows that train them

@@ -206,6 +206,7 @@ def test_masks_that_no_token_sees_are_counted_and_travel_with_their_text():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"attend_to_masks": False}, "queries are not filled with masks"),
         ({"query_augmentation": 17}, "at most encoder.max_query_length=16"),
         ({"query_augmentation": 8, "append_eos": True}, r"would be \[MASK\] and not EOS"),
         ({"query_augmentation": 8, "hf": bpe(adds_eos=False)}, "has no mask token"),

@@ -53,7 +53,7 @@ def read(path: Path) -> ModelFolder | None:
         max_query_length=length,
         max_document_length=said.get("document_length"),
         query_augmentation=length if filled else None,
-        attend_to_masks=bool(said.get("attend_to_expansion_tokens")),
+        attend_to_masks=not filled or bool(said.get("attend_to_expansion_tokens")),
         similarity="maxsim",
     )
 

@@ -47,10 +47,22 @@ def gradients(config, sharded):
         ["training.cached_share=1.0", "training.chunk_tokens=16", "backbone.gradient_checkpointing=true"],
         ["training.cached_share=0.5", "backbone.lora={r: 2}", "loss.learn_temperature=true"],
         ["objective=masked_lm", "loss=null"],
+        ["objective@auxiliary.words.objective=masked_lm", "auxiliary.words.weight=0.5"],
         ["training.mixed_precision=bf16"],
+        ["backbone.quantise={bits: 4, block: 32}", "training.cached_share=0.5"],
+        ["backbone.new_tokens={\\[Q\\]: null}", "prompts.query='[Q] '", "backbone.lora={r: 2}"],
         ["backbone=contextual", "backbone.num_context=5", "backbone.null_share=0.0", "training.cached_share=0.5"],
     ],
-    ids=["plain", "half cached, accumulated", "cached, recomputed", "lora", "objective", "bf16", "contextual"],
+    ids=[
+        "plain",
+        "half cached, accumulated",
+        "cached, recomputed",
+        "lora",
+        "objective",
+        "auxiliary",
+        "bf16",
+        "contextual",
+    ],
 )
 def test_gradients_are_those_of_whole_weights(tmp_path, settings):
     config = tiny_config(tmp_path, *SHORT, *settings)

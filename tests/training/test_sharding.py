@@ -49,7 +49,7 @@ def gradients(config, sharded):
         ["objective=masked_lm", "loss=null"],
         ["objective@auxiliary.words.objective=masked_lm", "auxiliary.words.weight=0.5"],
         ["training.mixed_precision=bf16"],
-        ["backbone.quantise={bits: 4, block: 32}", "training.cached_share=0.5"],
+        ["backbone.quantise={bits: 4, block: 16}", "training.cached_share=0.5"],
         ["backbone.new_tokens={\\[Q\\]: null}", "prompts.query='[Q] '", "backbone.lora={r: 2}"],
         ["backbone=contextual", "backbone.num_context=5", "backbone.null_share=0.0", "training.cached_share=0.5"],
     ],
@@ -61,6 +61,8 @@ def gradients(config, sharded):
         "objective",
         "auxiliary",
         "bf16",
+        "quantised",
+        "new tokens",
         "contextual",
     ],
 )

@@ -144,7 +144,7 @@ def test_what_sentence_transformers_lacks_embedtrain_reads_and_the_card_says_so(
     encoder = with_head(tmp_path, **OURS[name])
     report = export(encoder, tmp_path / "model", probes=PROBES)
     assert report.worst_cosine > 0.999999
-    assert report.verified_with.startswith("embedtrain's own reader (sentence-transformers has no module")
+    assert report.verified_with.startswith("embedtrain's own reader (sentence-transformers cannot load this folder")
     card = (tmp_path / "model" / "README.md").read_text()
     assert "cannot load this folder. embedtrain can" in card
     assert "from embedtrain.export import load_encoder" in card

@@ -146,7 +146,9 @@ class MinedNegatives:
     @cached_property
     def _texts(self) -> dict[str, pa.ChunkedArray]:
         return {
-            name: pa.ipc.open_file(pa.memory_map(str(self.path / f"{file_name(name)}.texts.arrow"))).read_all().column("text")
+            name: pa.ipc.open_file(pa.memory_map(str(self.path / f"{file_name(name)}.texts.arrow")))
+            .read_all()
+            .column("text")
             for name in self.manifest["sources"]
         }
 

@@ -19,3 +19,7 @@ class CheckpointError(EmbedtrainError):
 
 class TrainingError(EmbedtrainError):
     """Training cannot go on with a meaningful result: a non-finite loss, an attention that is not as configured."""
+
+
+class MissingModelError(ConfigError, CheckpointError):
+    """A model is nowhere to be read: no folder, and no hub that gives it. A plan goes on without it."""

@@ -23,7 +23,7 @@ from embedtrain.data.mixture import Mixture
 from embedtrain.data.outlook import Pool, ToMine, pools_of, some_rows
 from embedtrain.data.sampling import Sampler, check_slices, refuse_small_batches, softmaxes
 from embedtrain.encoder import Encoder
-from embedtrain.errors import EmbedtrainError
+from embedtrain.errors import EmbedtrainError, MissingModelError
 from embedtrain.losses.fit import fit, refuse_bare_rows
 from embedtrain.outlay import (
     Hardware,
@@ -223,7 +223,7 @@ def _plan(config: dict[str, Any], world: int, hardware: Hardware | None, sharded
     encoder: Encoder | None = None
     try:
         encoder, teachers = model_shapes(config)
-    except EmbedtrainError as error:
+    except MissingModelError as error:
         unknown.append(f"parameters and memory: {error}")
     else:
         if loss is not None:

@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import save_file
 
 from embedtrain import cli, log
+from embedtrain.tensor_file import write_tensors
 from embedtrain.training import checkpoint
 from embedtrain.training.step import ContrastiveStep, StepResult
 from embedtrain.types import TokenBatch
@@ -144,14 +144,14 @@ def _poisoned_in_step_3(call: Callable[..., StepResult]) -> Callable[..., StepRe
 def test_a_full_disk_names_the_checkpoint_and_those_that_are_intact(
     tmp_path: Path, refusal: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if "step_00000004" in str(path):
-            path.write_bytes(b"half")
+    def full(file: BinaryIO, *written: Any) -> None:
+        if "step_00000004" in file.name:
+            file.write(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_file(tensors, path)
+        write_tensors(file, *written)
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", full)
+        patched.setattr(checkpoint, "write_tensors", full)
         code, said = refusal("training.save_every=2")
     assert code == 1
     assert re.search(r"step_00000004 could not be written: the disk is full: .* needed, .* free", said)

@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 from embedtrain import cli
 from embedtrain.config.compose import compose_config
-from embedtrain.errors import EmbedtrainError
+from embedtrain.errors import ConfigError, EmbedtrainError
 from embedtrain.planning import Parameters, build_shapes, count_parameters, make_plan, model_shapes
 from tests.helpers.models import tiny_model_dir
 
@@ -120,6 +120,19 @@ def test_memory_follows_its_formula(good: list[str]) -> None:
     on_four = make_plan(config(good, *lengths), world=4)
     assert on_four.memory is not None
     assert on_four.memory["activations"] == 4 * 310 * per_token
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("backbone.lora={rank: 8}", r"backbone\.lora: .*rank"),
+        ("backbone.soft_mask={steps: 3}", r"backbone\.soft_mask"),
+        ("backbone.quantise={bits: 5}", r"backbone\.quantise.*5"),
+    ],
+)
+def test_a_setting_that_the_model_cannot_have_is_no_gap_of_the_plan(good: list[str], setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_plan(config(good, setting), world=1)
 
 
 def test_the_rest_of_the_plan_stands_where_the_model_cannot_be_had(
@@ -260,7 +273,9 @@ def test_a_contextual_backbone_has_two_encoders_and_reads_its_context_with_every
     lengths = ("encoder.max_query_length=64", "encoder.max_document_length=64")
     sizes = ("backbone=contextual", "backbone.num_context=6", "backbone.num_prompts=2")
     one, two = (make_plan(config(good, *lengths, *more), world=1) for more in ((), sizes))
-    around = 2 * (32 * 32 + 32) + (32 * 32 + 32) + (32 * 64 + 64) + 32  # of the context, the learned vectors, the null vector
+    around = (
+        2 * (32 * 32 + 32) + (32 * 32 + 32) + (32 * 64 + 64) + 32
+    )  # of the context, the learned vectors, the null vector
     assert two.parameters.total == 2 * one.parameters.total + around
     assert two.tokens_per_step == one.tokens_per_step + 16 * 4 * (6 + 2)  # 16 queries with 3 documents each
     assert two.outlay.flops_per_step > 2 * one.outlay.flops_per_step

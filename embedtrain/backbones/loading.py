@@ -20,7 +20,7 @@ from embedtrain.backbones.prompt_end import without_prompt_end
 from embedtrain.backbones.published import Body, published_body
 from embedtrain.backbones.published.adapter import read_adapter
 from embedtrain.backbones.published.body import keys_of
-from embedtrain.errors import CheckpointError, ConfigError
+from embedtrain.errors import CheckpointError, MissingModelError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_config(name: str, hub: Mapping[str, Any]) -> Any:
         config = AutoConfig.from_pretrained(name, **hub) if body is None else body.config
     except (OSError, ValueError) as error:
         why = f"there is no folder {Path(name).absolute()}" if _is_path(name) and not Path(name).exists() else error
-        raise ConfigError(
+        raise MissingModelError(
             f"backbone.name: {name!r} is no model folder and no model that can be fetched: {why}"
         ) from error
     own = getattr(config, "auto_map", None)

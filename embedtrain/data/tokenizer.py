@@ -278,7 +278,8 @@ class TextTokenizer:
         if self.query_augmentation is None:
             if not self.attend_to_masks:
                 raise ConfigError(
-                    "encoder.attend_to_masks=false: queries are not filled with masks. Set encoder.query_augmentation, or this to true."
+                    "encoder.attend_to_masks=false: queries are not filled with masks. Set encoder.query_augmentation, or this "
+                    "to true."
                 )
             return
         key = f"encoder.query_augmentation={self.query_augmentation}"

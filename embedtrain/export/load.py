@@ -26,7 +26,7 @@ from embedtrain.backbones.transformer import TransformerBackbone
 from embedtrain.data.prompts import Prompts
 from embedtrain.data.tokenizer import TextTokenizer
 from embedtrain.encoder import Encoder
-from embedtrain.errors import CheckpointError, ConfigError
+from embedtrain.errors import CheckpointError, ConfigError, MissingModelError
 from embedtrain.export.bridge import read_bridge
 from embedtrain.export.contextual import is_contextual, load_backbone, take_context
 from embedtrain.export.folder import ModelFolder, PoolingFolder, dense_of
@@ -160,7 +160,7 @@ def local_folder(model: str | Path) -> Path:
             snapshot_download(str(model), allow_patterns=list(_PICKLES))
         return fetched
     except Exception as error:  # the hub client raises a dozen kinds; each means that there is no folder
-        raise CheckpointError(
+        raise MissingModelError(
             f"{model} is no folder here, and no model could be fetched under this name: {error}"
         ) from error
 

@@ -77,6 +77,7 @@ class TextTokenizer:
         self._warned_prefixes: set[str] = set()
         self._ids_behind: dict[str, list[int]] = {"": []}
         self._num_closing = self._closing_special_tokens()
+        self._num_special = len(self._ids(["a"], 64)[0]) - 1
         self.query_augmentation = query_augmentation
         self.attend_to_masks = attend_to_masks
         self.closing_ids: dict[Role, list[int]] = {role: list(ids) for role, ids in (closing_ids or {}).items()}
@@ -148,11 +149,19 @@ class TextTokenizer:
         return [made[key] for key in zip(sources, instructions, strict=True)]
 
     def encodings(self, texts: Sequence[str], limits: Sequence[int]) -> list[Any]:
-        """The tokenizer's encoding of each text, cut at its own limit. Nearly always all limits are the same."""
+        """The tokenizer's encoding of each text, cut at its own limit. Nearly always all limits are the same.
+
+        Raises ConfigError for a limit with no room for a token of the text: an instruction behind it may be of any length.
+        """
         encodings: list[Any] = [None] * len(texts)
         for limit in set(limits):
             at = [number for number, own in enumerate(limits) if own == limit]
             room = limit - 1 if self.append_eos and not self._appends_itself else limit
+            if room <= self._num_special:
+                raise ConfigError(
+                    f"prompts: what stands behind {texts[at[0]][:40]!r} leaves {max(limit, 0)} tokens, which is no token of text "
+                    "beside the special ones. Raise encoder.max_query_length, or shorten the instruction."
+                )
             for number, encoding in zip(at, self._encode_batch([texts[n] for n in at], room).encodings, strict=True):
                 encodings[number] = encoding
         return encodings
@@ -259,7 +268,7 @@ class TextTokenizer:
 
     def check_length(self, role: Role, length: int, owner: str = "encoder") -> None:
         """Raises ConfigError where texts of this role cannot be cut at `length` tokens; `owner` is who says they should."""
-        special = len(self._ids(["a"], 64)[0]) - 1 + (self.append_eos and not self._appends_itself)
+        special = self._num_special + (self.append_eos and not self._appends_itself)
         special += len(self.closing_ids.get(role, []))
         finished = [text for text in self.prompts.behind(role) if PLACEHOLDER not in text]
         special += max((len(self.ids_behind(text)) for text in finished), default=0)

@@ -278,6 +278,9 @@ def test_masks_and_learned_tokens_follow_the_end_of_a_prompt():
 def test_an_end_that_leaves_no_room_or_begins_in_a_word_is_refused():
     with pytest.raises(ConfigError, match="max_query_length=16 leaves no token for text beside 17 special tokens"):
         tokenizer(query="{text} " + "word " * 15)
+    told = tokenizer(query="{text} {instruction}")
+    with pytest.raises(ConfigError, match="what stands behind 'a' leaves 1 tokens, which is no token of text"):
+        told.encode(["a"], role="query", instructions=["word " * 15])
 
 
 def test_sources_may_have_other_ends():

@@ -124,9 +124,7 @@ def read_hardware(name: str) -> Hardware:
     return rows[row]
 
 
-def estimate_memory(
-    config: Mapping[str, Any], parameters: Any, tokens: float, sharded_over: int = 1
-) -> dict[str, int]:
+def estimate_memory(config: Mapping[str, Any], parameters: Any, tokens: float, sharded_over: int = 1) -> dict[str, int]:
     """Bytes per device by part; `parameters` a `planning.Parameters`, `tokens` of one micro-batch on one rank.
 
     sharded_over: devices that share out the weights.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from embedtrain import cli, log

@@ -46,7 +46,9 @@ def _row(name: str, of: Composed) -> tuple[str, ...]:
     return (
         f"[{name}]({name}.yaml)" + (f"<br>{card['title']}" if card["title"] else ""),
         prose(card["paper"] or ""),
-        " + ".join(str(model.get("name", "")) for model in models_of(of.config["backbone"]).values()).replace("???", "yours"),
+        " + ".join(str(model.get("name", "")) for model in models_of(of.config["backbone"]).values()).replace(
+            "???", "yours"
+        ),
         _chosen(of.choices, "pooling"),
         _chosen(of.choices, "loss", "objective"),
         "; ".join(dict.fromkeys(_negatives(stage) for stage in stages.values())),

@@ -194,7 +194,11 @@ def _save_backbone(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> 
             "5.2 does not know the key and would run it causally, without a word and with worse embeddings."
         )
     if rounded:
-        found = "are on it: a quantiser of the same format loses nothing" if dtype == torch.float32 else f"are near it, in {name}"
+        found = (
+            "are on it: a quantiser of the same format loses nothing"
+            if dtype == torch.float32
+            else f"are near it, in {name}"
+        )
         notes.append(f"{len(rounded)} weights were trained for a grid of few bits, and {found}.")
     if code := layout.code_beside(folder):
         notes.append(

@@ -126,8 +126,14 @@ def layers_with_relu(folders: Sequence[Path]) -> dict[str, Any] | None:
     if not any(followed):
         return None
     biased = {bool(config.get("bias", True)) for config in configs}
-    if followed != [True] * (len(folders) - 1) + [False] or len(biased) > 1 or any(c.get("use_residual") for c in configs):
-        raise CheckpointError(f"{_names(folders)}: can be read with a ReLU between all of them, and a bias in all or in none.")
+    if (
+        followed != [True] * (len(folders) - 1) + [False]
+        or len(biased) > 1
+        or any(c.get("use_residual") for c in configs)
+    ):
+        raise CheckpointError(
+            f"{_names(folders)}: can be read with a ReLU between all of them, and a bias in all or in none."
+        )
     return {"sizes": [int(config["out_features"]) for config in configs], "bias": biased.pop(), "activation": "relu"}
 
 

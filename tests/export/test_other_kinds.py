@@ -32,7 +32,9 @@ from tests.export.test_sentence_transformers import PROBES, make_adapters_matter
 TEXTS = ["a cat, a dog.", "The quick (brown) fox!", "long words " * 30, "Straße 東京", "."]
 
 
-def with_head(tmp_path, kind, architecture="bert", *, views=None, query_augmentation=None, attend_to_masks=True, **options):
+def with_head(
+    tmp_path, kind, architecture="bert", *, views=None, query_augmentation=None, attend_to_masks=True, **options
+):
     """A tiny encoder with a head of this kind; its options are those that the kind names."""
     names = kind.__init__.__kwdefaults__ or {}
     own = {name: options.pop(name) for name in list(options) if name in names or name in ("layers", "pooling")}

@@ -39,6 +39,7 @@ from embedtrain.sharding import layers_of
 from embedtrain.teachers.spread import refuse_squashed_rows
 from embedtrain.types import Teacher
 
+_SOURCES_SHOWN = 40  # a split table may have hundreds
 _PUBLISHED = ("parameters", "embedding_dim")
 
 
@@ -171,7 +172,10 @@ class Plan:
             text.append(f"steps              {self.steps:,}{epoch}")
         text.append(f"tokens per step    at most {self.tokens_per_step:,}")
         if len(self.sources) > 1:
-            text += [f"  {name:<16} {source.line()}" for name, source in self.sources.items()]
+            shown = list(self.sources.items())[:_SOURCES_SHOWN]
+            text += [f"  {name:<16} {source.line()}" for name, source in shown]
+            if len(shown) < len(self.sources):
+                text.append(f"  and {len(self.sources) - len(shown)} more sources: see output=json")
         if self.parts is not None:
             text.append(f"sources            {self.parts}")
         if self.neighbourhoods is not None:

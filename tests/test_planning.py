@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,15 @@ def test_each_source_is_planned_by_its_own_settings(good: list[str], tmp_path: P
     lines = plan.lines()
     assert "  sts              3 steps per epoch of 10 queries, at most 500 tokens per step" in lines
     assert json.loads(json.dumps(plan.as_dict()))["sources"]["pairs"]["negatives"]["total"] == 47
+
+
+def test_of_hundreds_of_sources_people_are_told_some_and_how_many_more(good: list[str], tmp_path: Path) -> None:
+    plan = make_plan(config(two_sources(good, tmp_path)), world=2)
+    many = replace(plan, sources={f"medi/{number}": plan.sources["sts"] for number in range(300)})
+    told = [line for line in many.lines() if line.startswith("  ")]
+    assert len(told) == 41
+    assert told[-1] == "  and 260 more sources: see output=json"
+    assert len(many.as_dict()["sources"]) == 300
 
 
 def test_draws_of_a_source_are_counted_by_its_own_numbers(good: list[str]) -> None:

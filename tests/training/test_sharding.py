@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from embedtrain import sharding
+from embedtrain.config.compose import compose_config
+from embedtrain.config.validate import validate
 from embedtrain.errors import ConfigError, EmbedtrainError
 from embedtrain.training import checkpoint
 from embedtrain.training.checkpoint import find_checkpoint, load_checkpoint
+from tests.helpers.models import tiny_model_dir
 from tests.helpers.ranks import run_ranks
-from tests.helpers.runs import tiny_config, tiny_trainer
+from tests.helpers.runs import tiny_config, tiny_settings, tiny_trainer
 
 SHORT = ("training.epochs=1", "backbone.dropout=0.0")
 
@@ -67,7 +70,21 @@ def gradients(config, sharded):
     ],
 )
 def test_gradients_are_those_of_whole_weights(tmp_path, settings):
-    config = tiny_config(tmp_path, *SHORT, *settings)
+    assert_same_gradients(tiny_config(tmp_path, *SHORT, *settings))
+
+
+def test_both_models_of_a_bridge_are_shared_out(tmp_path):
+    model = tiny_model_dir("llama", tmp_path)
+    settings = [word for word in tiny_settings(tmp_path, "training.epochs=1") if not word.startswith("backbone.name")]
+    halves = [f"backbone.encoder.name={tmp_path / 'model'}", f"backbone.llm.name={model}"]
+    composed = compose_config([*settings, "backbone=bridge", *halves, "training.cached_share=0.5"])
+    validate(composed.config, composed.problems)
+    for half in ("encoder", "llm"):
+        composed.config["backbone"][half]["dropout"] = 0.0
+    assert_same_gradients(composed.config)
+
+
+def assert_same_gradients(config):
     whole, norm, clipped = run_ranks(gradients, 2, config, False)[0]
     for found, found_norm, found_clipped in run_ranks(gradients, 2, config, True):
         assert found.keys() == whole.keys()

@@ -81,5 +81,10 @@ def _negatives(config: dict[str, Any]) -> str:
 
 
 def _data(of: Composed) -> str:
-    options = [option for key, option in of.choices.items() if re.fullmatch(r"data|data@.*\.data", key)]
-    return ", ".join(f"[{option}](../configs/data/{option}.yaml)" for option in dict.fromkeys(options))
+    """By where the keys are from: Hydra does not tell of an option that is chosen in a list."""
+    places = [place.split("/") for key, place in of.origins.items() if re.match(r"(stages\.[\w-]+\.)?data\.", key)]
+    options = [option for group, *rest in places if group == "data" for option in rest]
+    linked = [f"[{option}](../configs/data/{option}.yaml)" for option in dict.fromkeys(options)]
+    stages = stage_configs(of.config).values()
+    written = [name for stage in stages for name, node in stage["data"]["sources"].items() if node is not None]
+    return ", ".join(linked or dict.fromkeys(written))

@@ -75,6 +75,8 @@ def test_a_recipe_trains_and_its_export_gives_the_embeddings_of_the_trained_enco
     if config["export"]["whiten_to"] is not None:
         return  # what is exported is fitted after training; export/ has its tests
     exported = load_encoder(run / "model")
+    for model in (encoder, exported):
+        model.set_context(TEXTS)  # of one that reads a corpus: a folder has a sample of the run's, a checkpoint none
     for role in ("query", "document"):
         template, task = encoder.tokenizer.prompts.template(role), "Find the function that does this."
         asks = PLACEHOLDER in template  # a folder holds no such prompt: its user gives the whole of it

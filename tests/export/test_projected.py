@@ -74,5 +74,5 @@ def test_layers_with_a_relu_between_them_are_read_as_such_by_both_and_by_a_run_t
         assert torch.equal(own, published)
     config = tmp_path / "model" / "2_Dense" / "config.json"
     config.write_text(config.read_text().replace("activation.ReLU", "activation.Tanh"))
-    with pytest.raises(CheckpointError, match="Dense with torch.nn.modules.activation.Tanh cannot be read"):
+    with pytest.raises(CheckpointError, match=r"Dense with torch\.nn\.modules\.activation\.Tanh cannot be read"):
         load_encoder(tmp_path / "model")

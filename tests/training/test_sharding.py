@@ -52,6 +52,9 @@ def gradients(config, sharded):
         ["objective=masked_lm", "loss=null"],
         ["objective@auxiliary.words.objective=masked_lm", "auxiliary.words.weight=0.5"],
         ["training.mixed_precision=bf16"],
+        ["encoder.projection_dim=8", "encoder.train_only=[projection]"],
+        ["loss=starbucks", "loss.pairs=[[1, 16], [2, 32]]", "training.cached_share=0.5"],
+        ["loss=splade", "pooling=splade"],
         ["backbone.quantise={bits: 4, block: 16}", "training.cached_share=0.5"],
         ["backbone.new_tokens={\\[Q\\]: null}", "prompts.query='[Q] '", "backbone.lora={r: 2}"],
         ["backbone=contextual", "backbone.num_context=5", "backbone.null_share=0.0", "training.cached_share=0.5"],
@@ -64,6 +67,9 @@ def gradients(config, sharded):
         "objective",
         "auxiliary",
         "bf16",
+        "head alone",
+        "layers",
+        "language-model head",
         "quantised",
         "new tokens",
         "contextual",
@@ -89,8 +95,9 @@ def assert_same_gradients(config):
     for found, found_norm, found_clipped in run_ranks(gradients, 2, config, True):
         assert found.keys() == whole.keys()
         for name in whole:
-            torch.testing.assert_close(found[name], whole[name], rtol=1e-5, atol=5e-7)
-            torch.testing.assert_close(found_clipped[name], clipped[name], rtol=1e-4, atol=1e-8)
+            atol = 5e-7 + 1e-6 * float(whole[name].abs().max())
+            torch.testing.assert_close(found[name], whole[name], rtol=1e-5, atol=atol)
+            torch.testing.assert_close(found_clipped[name], clipped[name], rtol=1e-4, atol=atol)
         assert found_norm == pytest.approx(norm, rel=1e-4)  # torch's own is off by 2e-5
 
 

@@ -315,4 +315,4 @@ def test_what_cannot_be_asked_is_said_before_anything_is_read(model, more, messa
 
 
 def test_a_model_that_is_not_there_is_named(capsys):
-    assert "nowhere/model is no folder here" in refused(capsys, 1, *words("nowhere/model"))
+    assert "nowhere/model is no folder here" in refused(capsys, 2, *words("nowhere/model"))

@@ -33,7 +33,7 @@ def pairs(instruction: str | None) -> list[tuple[str, str]]:
 def test_the_prompt_and_the_instruction_make_the_whole_text():
     prompts = Prompts(query="Instruct: {instruction}\nQuery: ")
     instruction = with_examples("find it", [("one", "first"), ("two", "second")])
-    assert prompts.prefix("query", instruction=instruction) == (
+    assert "".join(prompts.around("query", instruction=instruction)) == (
         "Instruct: find it\nQuery: one\nResponse: first\n\nInstruct: find it\nQuery: two\nResponse: second\n\n"
         "Instruct: find it\nQuery: "
     )

@@ -16,7 +16,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Arm:
     merges: tuple[str, ...] = ()
     method: Linear | Slerp | None = None
     is_kept: bool = False  # its weights are merged later
+    reads_corpus: bool = False  # it is measured behind a sample of StackFAQ's answers
+    measured_as: tuple[str, ...] = ()  # settings of the encoder that is measured, where they are not those of training
 
 
 INFONCE = ("loss=infonce", "loss.temperature=0.05")
@@ -74,6 +76,8 @@ INFONCE = ("loss=infonce", "loss.temperature=0.05")
 ROUTED = ("loss=routed", "loss.default.temperature=0.05", "+loss@loss.losses.sts=codiemb")
 BLENDED = (*INFONCE, "data.batching=blended")
 OWN = "loss.negatives=hard_only"
+CONTEXT = ("backbone=contextual", "backbone.num_context=32")
+ROUNDED = ("backbone.quantise={bits: 4, block: 32}",)
 LEAF = (
     "loss=leaf",
     "+teacher@teachers.teacher=cached",
@@ -115,6 +119,10 @@ ARMS = [
     Arm("infonce long 5e-4", DISTILLED, alone(INFONCE, "5e-4")),
     Arm("leaf long 1e-4", DISTILLED, alone(LEAF, "1e-4")),
     Arm("infonce long 1e-4", DISTILLED, alone(INFONCE, "1e-4")),
+    Arm("context of the corpus", ("faq",), alone((*INFONCE, *CONTEXT), "1e-4"), reads_corpus=True),
+    Arm("no context", ("faq",), alone((*INFONCE, *CONTEXT), "1e-4")),
+    Arm("rounded to 4 bits afterwards", ("faq",), alone(INFONCE, "1e-4"), measured_as=ROUNDED),
+    Arm("trained for 4 bits", ("faq",), alone((*INFONCE, *ROUNDED), "1e-4")),
 ]
 COLUMNS = {
     "sts": "{query: query, positives: positives, scores: scores}",
@@ -257,7 +265,12 @@ def trained(arm: Arm, seed: int, work: Path) -> Encoder:
         make_steps(config, encoder, stage.steps)
     if arm.is_kept:
         save_file(encoder.state_dict(), weights(arm.name, seed, work))
-    return encoder
+    if not arm.measured_as:
+        return encoder
+    stage = replace(arm.stages[-1], overrides=(*arm.stages[-1].overrides, *arm.measured_as))
+    measured = build_encoder(config_of(stage, seed, work))
+    measured.load_state_dict(encoder.state_dict())
+    return measured
 
 
 def merged(arm: Arm, seed: int, work: Path) -> Encoder:
@@ -285,6 +298,8 @@ def run(work: Path, seeds: list[int], only: list[str]) -> None:
         started = time.process_time()
         encoder = trained(arm, seed, work) if arm.stages else merged(arm, seed, work)
         seconds = time.process_time() - started
+        if arm.reads_corpus:
+            encoder.set_context(questions().documents)
         measured = {name: MEASURES[name](encoder) for name in arm.measures}
         cell = {
             "arm": arm.name,

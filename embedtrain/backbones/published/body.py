@@ -8,6 +8,23 @@ from typing import Any
 
 from embedtrain.errors import CheckpointError
 
+# Settings that descendants of BERT have under BERT's names.
+BERT_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Body:

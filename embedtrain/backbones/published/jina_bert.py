@@ -10,26 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from embedtrain.backbones.alibi_bert import AlibiBertConfig
-from embedtrain.backbones.published.body import Body
+from embedtrain.backbones.published.body import BERT_SETTINGS, Body
 from embedtrain.errors import CheckpointError
 
 LAYOUT = "JinaBERT"
-_SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-    "feed_forward_type",
-)
 
 
 def read(raw: Mapping[str, Any]) -> Body | None:
@@ -44,5 +28,5 @@ def read(raw: Mapping[str, Any]) -> Body | None:
             f"config.json of {LAYOUT}: its code is that of jina-bert-v2-qk-post-norm, which norms queries and keys. Known is "
             "jina-bert-implementation."
         )
-    config = AlibiBertConfig(**{key: raw[key] for key in _SAME if key in raw})
+    config = AlibiBertConfig(**{key: raw[key] for key in (*BERT_SETTINGS, "feed_forward_type") if key in raw})
     return Body(layout=LAYOUT, config=config, renamed={"^bert[.]": ""}, heads=("cls.",))

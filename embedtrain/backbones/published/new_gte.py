@@ -15,25 +15,10 @@ from typing import Any
 
 from transformers import GteConfig
 
-from embedtrain.backbones.published.body import Body, require
+from embedtrain.backbones.published.body import BERT_SETTINGS, Body, require
 from embedtrain.errors import CheckpointError
 
 LAYOUT = "new (GTE)"
-_SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-    "pad_token_id",
-)
 _EXPRESSIBLE = {
     "position_embedding_type": "rope",
     "layer_norm_type": "layer_norm",
@@ -46,7 +31,7 @@ def read(raw: Mapping[str, Any]) -> Body | None:
     if raw.get("model_type") != "new" or "logn_attention_scale" not in raw:
         return None
     require(LAYOUT, raw, _EXPRESSIBLE)
-    config = GteConfig(**{key: raw[key] for key in _SAME if key in raw}, rope_parameters=_rope(raw))
+    config = GteConfig(**{key: raw[key] for key in BERT_SETTINGS if key in raw}, rope_parameters=_rope(raw))
     return Body(layout=LAYOUT, config=config, heads=("classifier.", "new.pooler.", "lm_head."))
 
 

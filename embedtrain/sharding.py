@@ -69,9 +69,8 @@ def shard(encoder: nn.Module, half: torch.dtype | None) -> None:
     if half is torch.float16:
         raise ConfigError("training.mixed_precision: fp16 does not go with sharded weights. Use bf16.")
     mesh = init_device_mesh(distributed.device().type, (distributed.world_size(),))
-    released = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     for layer in layers_of(encoder):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=released)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=_lets_go())
     fully_shard(encoder, mesh=mesh)
     register_fsdp_forward_method(encoder, "encode_context")
     for group in _groups(encoder):
@@ -82,6 +81,11 @@ def shard(encoder: nn.Module, half: torch.dtype | None) -> None:
     with torch.no_grad(), torch.autocast(distributed.device().type, half, enabled=half is not None):
         encoder(tokens)
     cast(FSDPModule, encoder).reshard()
+
+
+def _lets_go() -> bool:
+    """Whether a layer is let go after its forward pass, as the launcher says; else it stays until its backward."""
+    return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
 
 
 def gather_outer(encoder: nn.Module) -> None:
@@ -130,7 +134,6 @@ def whole(encoder: nn.Module) -> Iterator[None]:
     For evaluation and mining; nothing may train. Every rank enters. Of weights that are not sharded nothing changes.
     """
     groups = _groups(encoder)
-    released = {id(group) for group in groups if group is not encoder}
     for group in groups:
         group.set_reshard_after_forward(False, recurse=False)
         group.unshard()
@@ -139,7 +142,7 @@ def whole(encoder: nn.Module) -> Iterator[None]:
     finally:
         for group in groups:
             group.reshard()
-            group.set_reshard_after_forward(id(group) in released, recurse=False)
+            group.set_reshard_after_forward(group is not encoder and _lets_go(), recurse=False)
 
 
 def passes(own: int, encoder: nn.Module) -> int:

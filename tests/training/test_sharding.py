@@ -212,6 +212,27 @@ def uneven_rows(folder):
     return path
 
 
+def after_an_evaluation(config):
+    """Which groups, the encoder's own first, let go of their weights after a forward pass; before an evaluation and after."""
+    encoder = sharded_trainer(config).step.encoder
+
+    def let_go():
+        states = [group._get_fsdp_state() for group in sharding._groups(encoder)]
+        return [state._fsdp_param_groups[0].post_forward_mesh_info is not None for state in states]
+
+    before = let_go()
+    with sharding.whole(encoder):
+        encoder.encode(["a"])
+    return before, let_go()
+
+
+@pytest.mark.parametrize("said", ["true", "false"])
+def test_an_evaluation_leaves_what_the_launcher_said_of_layers(tmp_path, monkeypatch, said):
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", said)
+    for before, after in run_ranks(after_an_evaluation, 2, tiny_config(tmp_path, *SHORT)):
+        assert before == after == [False, said == "true", said == "true"]
+
+
 def save_on_a_full_disk(config):
     trainer = tiny_trainer(config, sharded=True)
 
